@@ -1,0 +1,76 @@
+"""What every loss takes and returns: tensors of one shape, whatever it is, and no averages."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlvr.clipping import ClipRange
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are capped here in value (e^20 is 4.9e8); the cap takes no gradient away."""
+BAND = (0.7, 1.3)
+"""The ratio band of the paper's region ablation (fig. 2c)."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Per-token inputs of a loss, all of one shape: ``[B, T]``, or a chunk of its tokens.
+
+    Args:
+        logprobs: ln p of the sampled tokens under the policy being trained, nats; the only one that carries
+            gradient.
+        old_logprobs: ln q under the policy that the iteration started from, nats.
+        advantages: dimensionless.
+        mask: bool, True at tokens that count; everything else may hold anything, NaN included.
+        clip: the thresholds of this iteration.
+        entropy: full-vocabulary entropy of the policy being trained, nats, detached.
+        ref_logprobs: ln p under the reference policy, nats.
+        rho: correction for the engine's distribution, dimensionless.
+        widen: bool, tokens whose bounds are at least as wide as :data:`BAND` (region mode ``extend``).
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    clip: ClipRange
+    entropy: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    rho: Tensor | None = None
+    widen: Tensor | None = None
+
+    def ratio(self) -> Tensor:
+        """Ratio r = p/q with ln r capped at 20: beyond it the value stays e^20, and so does its slope."""
+        log_ratio = self.logprobs - self.old_logprobs
+        excess = (log_ratio - MAX_LOG_RATIO).clamp(min=0.0)
+        return (log_ratio - excess.detach()).exp()
+
+    def ratio_bounds(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest ratio that keep a token's gradient, without gradient themselves."""
+        min_ratio, max_ratio = self.clip.ratio_bounds(self.logprobs, self.old_logprobs)
+        if self.widen is None:
+            return min_ratio, max_ratio
+        return (
+            torch.where(self.widen, min_ratio.clamp(max=BAND[0]), min_ratio),
+            torch.where(self.widen, max_ratio.clamp(min=BAND[1]), max_ratio),
+        )
+
+
+@dataclass(frozen=True)
+class LossOutputs:
+    """Per-token results of a loss, unmasked and unreduced.
+
+    Args:
+        loss: to be minimised, same shape as the inputs.
+        kept: bool, tokens that keep their gradient.
+        facts: further per-token tensors to be averaged and logged under ``train/``, detached.
+    """
+
+    loss: Tensor
+    kept: Tensor
+    facts: dict[str, Tensor] = field(default_factory=dict)
+
+
+Loss = Callable[[LossInputs], LossOutputs]

@@ -1,0 +1,53 @@
+"""PPO's clipped surrogate with the method's bounds: the loss of GRPO, Clip-Higher and every schedule."""
+
+import torch
+
+from rlvr.losses.inputs import LossInputs, LossOutputs
+
+
+def ppo_clip(inputs: LossInputs, *, dual_clip: float | None = None) -> LossOutputs:
+    r"""Clipped surrogate with probability-dependent bounds, per token.
+
+    .. math:: \ell_t = -\min(r_t A_t,\ \mathrm{clip}(r_t, 1 - E^-(p_t), 1 + E^+(p_t)) A_t)
+
+    where :math:`r_t = p_t / q_t` and the bounds see :math:`p_t` detached. A clipped token has zero gradient.
+    With dual clip and A < 0 the loss is at most :math:`-c A`.
+
+    Args:
+        inputs: see :class:`LossInputs`.
+        dual_clip: :math:`c > 1`, dimensionless; None is off.
+
+    Returns:
+        Loss in the shape of the inputs; ``kept``; facts ``clip_frac_low`` and ``clip_frac_high`` (token
+        clipped by either bound), ``clip_low_mean`` and ``clip_high_mean`` (the thresholds themselves, figs.
+        10 and 11).
+
+    Raises:
+        ValueError: for a dual clip of 1 or less.
+
+    References:
+        Schulman et al. 2017, arXiv:1707.06347, eq. 7; Ye et al. 2020, arXiv:1912.09729, eq. 5 (dual clip);
+        arXiv:2602.09782, sec. 4.2.
+    """
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip must be > 1 (it bounds a ratio from above), got {dual_clip}")
+    ratio, advantages = inputs.ratio(), inputs.advantages
+    min_ratio, max_ratio = inputs.ratio_bounds()
+    too_high = (advantages > 0) & (ratio > max_ratio)
+    too_low = (advantages < 0) & (ratio < min_ratio)
+    surrogate = torch.where(too_high, max_ratio, torch.where(too_low, min_ratio, ratio))
+    kept = ~(too_high | too_low)
+    if dual_clip is not None:
+        runaway = (advantages < 0) & (ratio > dual_clip)
+        surrogate = surrogate.masked_fill(runaway, dual_clip)
+        kept = kept & ~runaway
+    return LossOutputs(
+        loss=-surrogate * advantages,
+        kept=kept,
+        facts={
+            "clip_frac_low": too_low,
+            "clip_frac_high": too_high,
+            "clip_low_mean": 1 - min_ratio,
+            "clip_high_mean": max_ratio - 1,
+        },
+    )
