@@ -1,7 +1,13 @@
 """What crosses the hops of one iteration: prompts, rollouts, verdicts, and the batches made of them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlvr.losses import Totals
 
 FinishReason = Literal["stop", "length"]
 
@@ -64,3 +70,142 @@ class Verdict:
     correct: bool
     answer: str | None
     reason: str
+
+
+@dataclass(frozen=True)
+class IterationFacts:
+    """What schedulers may decide on, the same on every rank.
+
+    Args:
+        iteration: k, 0-based.
+        entropy: token-mean full-vocabulary entropy of the iteration's responses under the weights it starts
+            from, at the sampling temperature, over all ranks, nats.
+        reward_mean: mean reward of the iteration's responses over all ranks.
+    """
+
+    iteration: int
+    entropy: float
+    reward_mean: float
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts padded on the left to one width, responses padded on the right.
+
+    Args:
+        input_ids: [B, P + T] int64.
+        attention_mask: [B, P + T] bool.
+        loss_mask: [B, T] bool, the response tokens, stop token included.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    loss_mask: Tensor
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout], pad_id: int) -> "Sequences":
+        """Pad rollouts to one batch, in their order."""
+        prompts = [rollout.prompt.token_ids for rollout in rollouts]
+        responses = [rollout.token_ids for rollout in rollouts]
+        width, length = max(map(len, prompts)), max(map(len, responses))
+        input_ids = torch.full((len(rollouts), width + length), pad_id)
+        attention_mask = torch.zeros(len(rollouts), width + length, dtype=torch.bool)
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            begin, end = width - len(prompt), width + len(response)
+            input_ids[row, begin:end] = torch.tensor(prompt + response)
+            attention_mask[row, begin:end] = True
+        return cls(input_ids, attention_mask, loss_mask=attention_mask[:, width:].clone())
+
+    @property
+    def targets(self) -> Tensor:
+        """The response tokens as one vector, in row order: [N] int64, N = loss_mask.sum()."""
+        return self.input_ids[:, -self.loss_mask.shape[1] :][self.loss_mask]
+
+    def rows(self, index: Tensor | slice) -> "Sequences":
+        """Return the given rows, in as few columns as they need."""
+        attention, loss = self.attention_mask[index], self.loss_mask[index]
+        width = self.attention_mask.shape[1] - self.loss_mask.shape[1]
+        used = attention.any(dim=0)
+        begin = int(used[:width].int().argmax()) if used[:width].any() else width
+        length = max(int(used[width:].sum()), 1)
+        columns = slice(begin, width + length)
+        return Sequences(self.input_ids[index][:, columns], attention[:, columns], loss[:, :length])
+
+    def to(self, device: torch.device) -> "Sequences":
+        """Move to a device."""
+        return Sequences(*(getattr(self, item.name).to(device) for item in fields(self)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer mini-batch of this rank.
+
+    Args:
+        sequences: tokens and masks of B rows.
+        advantages: [B], dimensionless.
+        old_logprobs: [B, T] ln q under the weights that the iteration started from, nats; 0 outside
+            ``loss_mask``.
+        ref_logprobs: [B, T] under the reference policy, nats; None where no reference is wanted.
+        totals: sizes of the whole mini-batch over all ranks.
+        micro_batch_size: rows in one forward pass.
+        facts: of the iteration.
+    """
+
+    sequences: Sequences
+    advantages: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    totals: Totals
+    micro_batch_size: int
+    facts: IterationFacts
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """[B, T] bool, the response tokens."""
+        return self.sequences.loss_mask
+
+    def rows(self, index: Tensor | slice) -> "Batch":
+        """Return the given rows; totals and facts stay those of the whole."""
+        sequences = self.sequences.rows(index)
+        length = sequences.loss_mask.shape[1]
+        return replace(
+            self,
+            sequences=sequences,
+            advantages=self.advantages[index],
+            old_logprobs=self.old_logprobs[index][:, :length],
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[index][:, :length],
+        )
+
+    def micro_batches(self) -> Iterator["Batch"]:
+        """Consecutive rows, ``micro_batch_size`` at a time, each in as few columns as it needs."""
+        for begin in range(0, len(self.advantages), self.micro_batch_size):
+            yield self.rows(slice(begin, begin + self.micro_batch_size))
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move every tensor to a device; Lightning calls this."""
+        return replace(
+            self,
+            sequences=self.sequences.to(device),
+            advantages=self.advantages.to(device),
+            old_logprobs=self.old_logprobs.to(device),
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Judged samples of one benchmark.
+
+    Args:
+        name: of the benchmark, as in ``val/<name>/...``.
+        correct: [P, n] bool.
+        answers: what was answered, P lists of n, None where there was no answer.
+    """
+
+    name: str
+    correct: Tensor
+    answers: list[list[str | None]]
+
+    def to(self, device: torch.device) -> "Evaluation":
+        """Move to a device; Lightning calls this."""
+        return replace(self, correct=self.correct.to(device))

@@ -19,8 +19,8 @@ def ppo_clip(inputs: LossInputs, *, dual_clip: float | None = None) -> LossOutpu
 
     Returns:
         Loss in the shape of the inputs; ``kept``; facts ``clip_frac_low`` and ``clip_frac_high`` (token
-        clipped by either bound), ``clip_low_mean`` and ``clip_high_mean`` (the thresholds themselves, figs.
-        10 and 11).
+        clipped by either bound), ``can_clip_high_frac`` (1/q exceeds the upper bound), ``clip_low_mean`` and
+        ``clip_high_mean`` (the thresholds themselves, figs. 10 and 11).
 
     Raises:
         ValueError: for a dual clip of 1 or less.
@@ -41,12 +41,15 @@ def ppo_clip(inputs: LossInputs, *, dual_clip: float | None = None) -> LossOutpu
         runaway = (advantages < 0) & (ratio > dual_clip)
         surrogate = surrogate.masked_fill(runaway, dual_clip)
         kept = kept & ~runaway
+    # The largest ratio a token can reach is 1/q, at p = 1: where that is inside, the upper bound cannot bind.
+    _, bound_at_one = inputs.clip.ratio_bounds(torch.zeros_like(inputs.old_logprobs), inputs.old_logprobs)
     return LossOutputs(
         loss=-surrogate * advantages,
         kept=kept,
         facts={
             "clip_frac_low": too_low,
             "clip_frac_high": too_high,
+            "can_clip_high_frac": (-inputs.old_logprobs).exp() > bound_at_one,
             "clip_low_mean": 1 - min_ratio,
             "clip_high_mean": max_ratio - 1,
         },

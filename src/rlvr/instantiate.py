@@ -1,0 +1,150 @@
+"""From a composed configuration to objects, with everything that can be wrong said before anything is loaded."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr.errors import ConfigError
+
+CONF = Path(__file__).parent / "conf"
+if not CONF.exists():  # an editable install reads the checkout's own
+    CONF = Path(__file__).parents[2] / "conf"
+
+TOP_LEVEL = [
+    "policy",
+    "task",
+    "engine",
+    "verifier",
+    "algorithm",
+    "clip",
+    "regions",
+    "callbacks",
+    "trainer",
+    "logger",
+    "data",
+    "evaluation",
+    "checkpoint",
+    "export",
+    "seed",
+    "ckpt_path",
+    "threads",
+]
+REFUSED_TRAINER_KEYS = {
+    "gradient_clip_val": "algorithm.gradient_clip=1.0",
+    "accumulate_grad_batches": "data.minibatches=8",
+    "max_steps": "trainer.max_epochs=100",
+    "callbacks": "+callbacks.NAME._target_=package.Class",
+    "logger": "logger=tensorboard",
+}
+GIVEN = {"engine": {"policy"}, "trainer": {"callbacks", "logger"}}
+"""Arguments that the entry point itself hands to a node's target."""
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot work, in one line that names the value, what was expected and the override.
+
+    Raises:
+        ConfigError: for an unknown node or argument, a node without ``_target_``, a setting of the trainer's that the
+            algorithm owns, or a target that does not exist.
+    """
+    for key in map(str, cfg):
+        if key not in TOP_LEVEL:
+            raise ConfigError(f"{key}", f"one of the nodes {', '.join(TOP_LEVEL)}", f"~{key}")
+    for key, fix in REFUSED_TRAINER_KEYS.items():
+        if key in cfg.trainer:
+            raise ConfigError(f"trainer.{key}", "no such setting: the algorithm owns it", fix)
+    for name in ("policy", "task", "engine", "verifier", "algorithm", "clip", "trainer"):
+        if "_target_" not in cfg[name]:
+            raise ConfigError(
+                f"{name}", "a node with _target_", f"{name}=<one of {', '.join(_choices(name))}>"
+            )
+    for name, node in (cfg.callbacks or {}).items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ConfigError(
+                f"callbacks.{name}", "a node with _target_", f"+callbacks.{name}._target_=package.Class"
+            )
+    for path, node in _targets(cfg, ""):
+        _check_signature(path, node)
+
+
+def build(cfg: DictConfig, path: str, **given: Any) -> Any:
+    """Instantiate the node at ``path``; what its constructor refuses becomes one line.
+
+    Args:
+        cfg: the whole configuration.
+        path: dotted, for instance ``callbacks.samples``.
+        given: further arguments.
+    """
+    node = OmegaConf.select(cfg, path)
+    try:
+        return instantiate(node, _convert_="all", **given)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        if isinstance(cause, (ValueError, TypeError, OSError)):
+            message = " ".join(str(cause).split())
+            raise ConfigError(f"{path}", f"other values ({message})", f"{path}.KEY=VALUE") from error
+        raise
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node as a dictionary of plain values, interpolations resolved."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Every node below with a ``_target_``, with its dotted path."""
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        yield path, node
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            yield from _targets(node._get_node(key), f"{path}.{key}" if path else str(key))
+
+
+def _check_signature(path: str, node: DictConfig) -> None:
+    target = node["_target_"]
+    try:
+        function = get_object(target)
+    except Exception as error:
+        raise ConfigError(
+            f"{path}._target_={target}",
+            f"an importable dotted path ({' '.join(str(error).split())[:200]})",
+            f"{path}._target_=package.module.Name",
+        ) from error
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return
+    parameters = signature.parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    partial = bool(node.get("_partial_", False))
+    keys = {str(key) for key in node if not str(key).startswith("_")}
+    if unknown := sorted(keys - set(parameters)):
+        raise ConfigError(
+            f"{path}.{unknown[0]}={node[unknown[0]]}",
+            f"an argument of {target} ({', '.join(p for p in parameters if p != 'self') or 'it takes none'})",
+            f"~{path}.{unknown[0]}",
+        )
+    required = {
+        name for name, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL
+    }
+    missing = sorted(required - keys - GIVEN.get(path, set()))
+    if missing and not partial:
+        raise ConfigError(f"{path}", f"a value for {missing[0]}", f"+{path}.{missing[0]}=VALUE")

@@ -1,0 +1,66 @@
+"""The run's metrics: sums and counts while an iteration lasts, one row when it is over."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+class Ledger:
+    """Collects ``(total, count)`` pairs under a key and closes them to one mean an iteration.
+
+    The only way a metric reaches ``metrics.csv``, TensorBoard, the console and ``summary.json``; a callback
+    of yours calls ``pl_module.ledger.add("mine/key", total, count)`` before the iteration ends. Pairs, not
+    means, so that uneven micro-batches and ranks weigh what they should.
+
+    Attributes:
+        rows: one dictionary an iteration, plain floats, in order; in the checkpoint.
+        start: what was measured before the first iteration.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.start: dict[str, float] = {}
+        self._open: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, key: str, total: Tensor | float, count: Tensor | float = 1) -> None:
+        """Add to ``key`` a sum over ``count`` things; the row will hold the mean over all of them, on all ranks."""
+        total = torch.as_tensor(total).detach().double()
+        count = torch.as_tensor(count).detach().double()
+        if key in self._open:
+            old_total, old_count = self._open[key]
+            total, count = old_total + total, old_count + count
+        self._open[key] = (total, count)
+
+    def close(self, reduce: Reduce) -> dict[str, float]:
+        """Return the means of everything added since the last call, and forget it.
+
+        Args:
+            reduce: sums a tensor over all ranks.
+
+        Returns:
+            A mean for every key; NaN where nothing was counted.
+        """
+        keys = sorted(self._open)
+        if not keys:
+            return {}
+        pairs = reduce(
+            torch.stack([torch.stack([part.cpu() for part in self._open[key]]) for key in keys])
+        ).tolist()
+        self._open.clear()
+        return {
+            key: total / count if count else math.nan for key, (total, count) in zip(keys, pairs, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and start, as plain data."""
+        return {"rows": self.rows, "start": self.start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.rows, self.start = [dict(row) for row in state["rows"]], dict(state["start"])
+        self._open.clear()

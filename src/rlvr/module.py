@@ -1,0 +1,252 @@
+"""The Lightning module: one policy, one clip range, one update a mini-batch."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from rlvr.algorithm import Algorithm
+from rlvr.batch import Batch, Evaluation
+from rlvr.clipping import ClipRange
+from rlvr.ledger import Ledger
+from rlvr.losses import LossInputs, LossOutputs, token_mean
+from rlvr.losses.kl import ESTIMATORS
+from rlvr.metrics import MajAtK, MeanAtK, PassAtK
+from rlvr.policy import Policy
+from rlvr.regions import RegionAblation
+
+
+class RLVRModule(LightningModule):
+    """Owns the policy and the dynamic-clip loss; one iteration is one epoch, one optimizer mini-batch one batch.
+
+    Optimization is manual: micro-batches vary in number, and a step that is not finite is skipped by all
+    ranks at once.
+
+    Args:
+        policy: what is trained.
+        algorithm: loss, aggregation, optimizer.
+        clip_range: thresholds until a scheduler, or a callback of yours, calls :meth:`set_clip_range`.
+        regions: region ablation, or None.
+        temperature: of training rollouts; log-probs are taken at it.
+        updates: optimizer steps an iteration.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        clip_range: ClipRange,
+        *,
+        regions: RegionAblation | None = None,
+        temperature: float = 1.0,
+        updates: int = 1,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.algorithm = algorithm
+        self.regions = regions
+        self.temperature = temperature
+        self.updates = updates
+        self.ledger = Ledger()
+        self.skipped = 0
+        self._clip_range = clip_range
+        self._clip_writer: object = None
+        self._metrics: dict[str, dict[str, Any]] = {}
+        # In a tuple, so that torch does not register it: it is neither trained, saved nor moved with the
+        # module.
+        self._reference = (_frozen(policy),) if algorithm.kl_coef > 0 else ()
+
+    @property
+    def clip_range(self) -> ClipRange:
+        """The thresholds of this iteration."""
+        return self._clip_range
+
+    def set_clip_range(self, clip_range: ClipRange, writer: object) -> None:
+        """Fix the thresholds of this iteration: the whole contract with schedulers.
+
+        Args:
+            clip_range: what every update of this iteration uses.
+            writer: who asks, normally ``self`` of a callback.
+
+        Raises:
+            RuntimeError: where another writer has set them in the same iteration.
+        """
+        if self._clip_writer is not None and self._clip_writer is not writer:
+            raise RuntimeError(
+                f"two writers of the clip range in one iteration, {type(self._clip_writer).__name__} and "
+                f"{type(writer).__name__}: keep one, for instance with clip=constant"
+            )
+        self._clip_range, self._clip_writer = clip_range, writer
+
+    @property
+    def reference(self) -> Policy | None:
+        """The frozen initial policy, where the algorithm asks for one."""
+        return self._reference[0] if self._reference else None
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and a learning rate that moves with every update."""
+        optimizer = self.algorithm.optimizer([p for p in self.parameters() if p.requires_grad])
+        schedule = self.algorithm.learning_rate(optimizer, (self.trainer.max_epochs or 0) * self.updates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Bring the reference to the device."""
+        if self.reference is not None:
+            self.reference.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Nobody has written the clip range of this iteration yet."""
+        self._clip_writer = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One optimizer step.
+
+        Returns:
+            ``loss`` (scalar), and detached [B, T], 0 outside ``mask``: ``logprobs``, ``entropy``, ``moment``,
+            ``log_moment``, ``kept``, ``grad_logprobs`` (g = -d(reduced loss)/d ln p, method's flow),
+            ``mask``.
+        """
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        parts = [self._micro_step(micro, batch.loss_mask.shape) for micro in batch.micro_batches()]
+        outputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != "loss"}
+        outputs["loss"] = torch.stack([part["loss"] for part in parts]).sum()
+        lr = optimizer.param_groups[0]["lr"]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.algorithm.gradient_clip or torch.inf)
+        finite = self._all_ranks(torch.isfinite(norm) & torch.isfinite(outputs["loss"]))
+        if finite:
+            optimizer.step()
+        else:
+            self.skipped += 1
+        # To None, not to zero: zero gradients would still decay weights and move by momentum.
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        self._log_update(outputs, norm, lr, finite)
+        return outputs
+
+    def _micro_step(self, batch: Batch, shape: torch.Size) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch; per-token results in the first rows of ``shape``."""
+        mask = batch.loss_mask
+        weights = self.algorithm.aggregation(mask, batch.totals)[mask]
+        bonus_weights = token_mean(mask, batch.totals)[mask]
+        old_logprobs = batch.old_logprobs[mask]
+        ref_logprobs = None if batch.ref_logprobs is None else batch.ref_logprobs[mask]
+        advantages = batch.advantages[:, None].expand_as(mask)[mask]
+
+        def objective(logprobs: Tensor, entropy: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            inputs = LossInputs(
+                logprobs=logprobs,
+                old_logprobs=old_logprobs[rows],
+                advantages=advantages[rows],
+                mask=torch.ones_like(logprobs, dtype=torch.bool),
+                clip=self.clip_range,
+                entropy=entropy.detach(),
+                ref_logprobs=None if ref_logprobs is None else ref_logprobs[rows],
+            )
+            outputs = self._loss(inputs)
+            total = (weights[rows] * outputs.loss).sum()
+            if self.algorithm.entropy_coef:
+                total = total - self.algorithm.entropy_coef * (bonus_weights[rows] * entropy).sum()
+            facts = {f"fact:{key}": value.detach() for key, value in outputs.facts.items()}
+            return total, {"kept": outputs.kept, "ratio": inputs.ratio().detach(), **facts}
+
+        loss, stats, extras = self.policy.objective(batch.sequences, objective, temperature=self.temperature)
+        self.manual_backward(loss)
+        extras["grad_logprobs"] = -extras.pop("dloss_dlogprobs")
+        tokens = {**stats._asdict(), **extras}
+        full = (len(mask), shape[1])
+        padded_mask = mask.new_zeros(full)
+        padded_mask[:, : mask.shape[1]] = mask
+        scattered = {
+            key: value.new_zeros(full).masked_scatter(padded_mask, value) for key, value in tokens.items()
+        }
+        return {"loss": loss.detach(), "mask": padded_mask, **scattered}
+
+    def _loss(self, inputs: LossInputs) -> LossOutputs:
+        """The policy loss through the region ablation, and the divergence from the reference."""
+        loss = self.algorithm.loss
+        outputs = loss(inputs) if self.regions is None else self.regions.apply(loss, inputs)
+        if inputs.ref_logprobs is None:
+            return outputs
+        estimates = {name: k(inputs.logprobs, inputs.ref_logprobs) for name, k in ESTIMATORS.items()}
+        return LossOutputs(
+            loss=outputs.loss + self.algorithm.kl_coef * estimates[self.algorithm.kl_estimator],
+            kept=outputs.kept,
+            facts={**outputs.facts, **{f"ref_kl_{name}": value for name, value in estimates.items()}},
+        )
+
+    def _log_update(self, outputs: Mapping[str, Tensor], norm: Tensor, lr: float, finite: bool) -> None:
+        mask = outputs["mask"]
+        count = mask.sum()
+        ratio = outputs["ratio"]
+        per_token = {
+            "entropy": outputs["entropy"],
+            "ratio_mean": ratio,
+            "approx_kl": ratio - 1 - torch.where(mask, ratio, 1.0).log(),
+            "kept_frac": outputs["kept"],
+            **{key.removeprefix("fact:"): value for key, value in outputs.items() if key.startswith("fact:")},
+        }
+        for key, value in per_token.items():
+            self.ledger.add(f"train/{key}", torch.where(mask, value, 0).sum(), count)
+        # The ranks' losses are parts of one sum; the count is divided instead, for the ledger adds over
+        # ranks.
+        self.ledger.add("train/loss", outputs["loss"], 1 / self.trainer.world_size)
+        self.ledger.add("train/lr", lr)
+        self.ledger.add("train/skipped", float(not finite))
+        if finite:
+            self.ledger.add("train/grad_norm", norm)
+
+    def _all_ranks(self, flag: Tensor) -> bool:
+        """Whether ``flag`` holds on every rank."""
+        agreed = self.trainer.strategy.reduce(flag.float(), reduce_op="sum")
+        return bool(agreed == self.trainer.world_size)
+
+    def validation_step(self, batch: Evaluation, batch_idx: int) -> None:
+        """Count one benchmark's samples."""
+        if batch.name not in self._metrics:
+            metrics = _benchmark_metrics(batch.correct.shape[1])
+            self._metrics[batch.name] = {name: metric.to(self.device) for name, metric in metrics.items()}
+        for name, metric in self._metrics[batch.name].items():
+            if name.startswith("maj"):
+                metric.update(batch.correct, batch.answers)
+            else:
+                metric.update(batch.correct)
+
+    def on_validation_epoch_end(self) -> None:
+        """Hand every benchmark's scores to the ledger."""
+        for benchmark, metrics in self._metrics.items():
+            for name, metric in metrics.items():
+                # Already over all ranks: every rank adds the same mean.
+                self.ledger.add(f"val/{benchmark}/{name}", metric.compute())
+        self._metrics.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the rows so far, and what a resumed run must agree on."""
+        checkpoint["rlvr"] = {
+            "ledger": self.ledger.state_dict(),
+            "skipped": self.skipped,
+            "total_iterations": self.trainer.max_epochs,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what :meth:`on_save_checkpoint` added."""
+        self.ledger.load_state_dict(checkpoint["rlvr"]["ledger"])
+        self.skipped = checkpoint["rlvr"]["skipped"]
+
+
+def _benchmark_metrics(samples: int) -> dict[str, Any]:
+    """mean@n, maj@n, and pass@k for the powers of two up to n."""
+    powers = [1 << i for i in range(samples.bit_length())]
+    return {
+        f"mean_at_{samples}": MeanAtK(samples),
+        f"maj_at_{samples}": MajAtK(samples),
+        **{f"pass_at_{k}": PassAtK(k) for k in powers},
+    }
+
+
+def _frozen(policy: Policy) -> Policy:
+    return copy.deepcopy(policy).eval().requires_grad_(False)

@@ -1,0 +1,189 @@
+"""The policy: a causal language model, read through a fused head that never holds all its logits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlvr.batch import Sequences
+from rlvr.errors import ConfigError
+from rlvr.logprobs import Objective, TokenStats, token_objective, token_stats
+
+TINY = Path(__file__).parent / "assets" / "tiny"
+"""The embedded base policy, in Hugging Face format."""
+
+_HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+class Policy(nn.Module):
+    """A causal language model from a hub id, a Hugging Face folder, or a ``.gguf`` file.
+
+    Args:
+        path: hub id, folder or ``.gguf`` file; None is the embedded base policy.
+        dtype: of the weights, ``float32`` or ``bfloat16``. Train with float32 weights: in bfloat16 an update
+            of 1e-6 is lost to rounding; bf16 arithmetic is ``trainer.precision=bf16-mixed``.
+        attention: attention implementation of transformers, such as ``sdpa`` or ``flash_attention_2``.
+        activation_checkpointing: recompute each layer in the backward pass instead of storing it.
+        chunk_size: tokens whose logits are held at one time.
+
+    Raises:
+        ConfigError: where there is no such model, or its logits are not hidden states times a head.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        activation_checkpointing: bool = False,
+        chunk_size: int = 128,
+    ) -> None:
+        super().__init__()
+        if dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"policy.dtype={dtype}", "float32 or bfloat16", "policy.dtype=float32")
+        self.path = str(TINY) if path is None else path
+        self.chunk_size = chunk_size
+        self.model: Any
+        self.tokenizer: Any
+        self.model, self.tokenizer = _load(self.path, getattr(torch, dtype), attention)
+        # Old and new log-probs must come from one function of the weights: no dropout anywhere.
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        if activation_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.config.use_cache = False
+        self.model.train()  # activation checkpointing works in training mode only
+        self._check_head()
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows up; never attended to."""
+        token = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if token is None else token)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: the model's and the tokenizer's, sorted."""
+        config = self.model.generation_config
+        ids = config.eos_token_id if config is not None else None
+        ids = ids if isinstance(ids, list) else [ids]
+        return tuple(sorted({int(i) for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and response together that the model takes, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    def logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> TokenStats:
+        """Log-prob, entropy and eq. 5 moments of the response tokens.
+
+        Args:
+            sequences: B rows, N response tokens in all.
+            temperature: logits are divided by it.
+
+        Returns:
+            Vectors [N] in row order; log-prob and entropy carry gradient.
+        """
+        hidden, weight, bias = self._head_inputs(sequences)
+        return token_stats(
+            hidden, weight, sequences.targets, bias=bias, temperature=temperature, chunk_size=self.chunk_size
+        )
+
+    def objective(
+        self, sequences: Sequences, objective: Objective, *, temperature: float = 1.0
+    ) -> tuple[Tensor, TokenStats, dict[str, Tensor]]:
+        """A token-local objective and its gradients in one pass over the head; see :func:`token_objective`."""
+        hidden, weight, bias = self._head_inputs(sequences)
+        return token_objective(
+            hidden,
+            weight,
+            sequences.targets,
+            objective,
+            bias=bias,
+            temperature=temperature,
+            chunk_size=self.chunk_size,
+        )
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Stream ``(name, full tensor)`` under the model's own names, tied weights once."""
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.detach()
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _head_inputs(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:
+        hidden = self._hidden(sequences.input_ids, sequences.attention_mask)
+        # The state at position t predicts token t + 1.
+        length = sequences.loss_mask.shape[1]
+        hidden = hidden[:, -length - 1 : -1][sequences.loss_mask]
+        weight, bias = self._head()
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        return hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        # Counted along each row, so that padding on the left changes nothing.
+        position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        body = self.model.get_decoder()
+        outputs = body(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        head = self.model.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuse models that scale, cap or otherwise bend their logits: the fused head would train another policy."""
+        ids = torch.arange(8)[None] % self.model.config.get_text_config().vocab_size
+        logits = self.model(input_ids=ids).logits.float()
+        weight, bias = self._head()
+        ours = nn.functional.linear(self._hidden(ids, torch.ones_like(ids)), weight, bias).float()
+        gap = (ours - logits).abs().max().item()
+        if ours.shape != logits.shape or not gap <= _HEAD_TOLERANCE[weight.dtype] * max(
+            1.0, logits.abs().max().item()
+        ):
+            raise ConfigError(
+                f"policy.path={self.path}",
+                f"logits = hidden states x head (they differ by {gap:.2g}: scaled or capped logits are not supported)",
+                "policy.path=<a Llama-, Qwen- or SmolLM-like model>",
+            )
+
+
+def _load(path: str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+    source = Path(path)
+    gguf = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
+    place = str(source.parent) if gguf else path
+    fix = "policy.path=<hub id, folder or .gguf file>"
+    if (gguf or path.startswith((".", "/", "~"))) and not source.expanduser().exists():
+        raise ConfigError(f"policy.path={path}", "an existing folder or file", fix)
+    model: Any
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, attn_implementation=attention, **gguf
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"policy.path={path}", f"a causal language model that loads ({reason})", fix
+        ) from error
+    if gguf:
+        # The weights are dequantised by now; drop the marks that forbid training and saving.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return model, tokenizer

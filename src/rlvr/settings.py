@@ -1,0 +1,105 @@
+"""Sizes and sampling of a run: plain values, checked before anything is loaded."""
+
+import math
+from dataclasses import dataclass
+
+from rlvr.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Sizes and sampling of one iteration; the ``data`` node.
+
+    Args:
+        num_prompts: prompts an iteration, over all ranks.
+        group_size: responses a prompt.
+        minibatches: optimizer steps in one pass over the responses.
+        epochs: passes over the responses.
+        micro_batch_size: rows in one forward pass of the trainer.
+        max_prompt_tokens: longer prompts are left out, and counted.
+        max_new_tokens: longest response, stop token included.
+        temperature: of training rollouts; logits are divided by it, > 0.
+        top_p: smallest set of tokens with this probability to sample from; 1 is off.
+        top_k: number of most probable tokens to sample from; 0 is off.
+
+    Raises:
+        ConfigError: for sizes that cannot work, naming the override.
+    """
+
+    num_prompts: int
+    group_size: int
+    minibatches: int
+    epochs: int = 1
+    micro_batch_size: int = 32
+    max_prompt_tokens: int = 1024
+    max_new_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_prompts",
+            "minibatches",
+            "epochs",
+            "micro_batch_size",
+            "max_prompt_tokens",
+            "max_new_tokens",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name}={getattr(self, name)}", "at least 1", f"data.{name}=1")
+        if self.group_size < 2:
+            raise ConfigError(
+                f"data.group_size={self.group_size}",
+                "at least 2: a response is compared with the others of its group",
+                "data.group_size=8",
+            )
+        rows = self.num_prompts * self.group_size
+        if rows % self.minibatches:
+            raise ConfigError(
+                f"data.minibatches={self.minibatches}",
+                f"a divisor of data.num_prompts x data.group_size = {rows}",
+                f"data.minibatches={math.gcd(rows, self.minibatches)}",
+            )
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"data.temperature={self.temperature}", "> 0 in training", "data.temperature=1.0"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"data.top_p={self.top_p}", "in (0, 1]", "data.top_p=1.0")
+        if self.top_k < 0:
+            raise ConfigError(f"data.top_k={self.top_k}", "at least 0 (0 is off)", "data.top_k=0")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps an iteration."""
+        return self.minibatches * self.epochs
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How held-out prompts are scored; the ``evaluation`` node.
+
+    Args:
+        every: iterations between two evaluations; the start and the end are always evaluated.
+        samples: responses a prompt.
+        num_prompts: how many held-out prompts, from the first; null is all of them.
+        temperature: 0 is greedy.
+        top_p: smallest set of tokens with this probability to sample from; 1 is off.
+    """
+
+    every: int = 10
+    samples: int = 8
+    num_prompts: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "num_prompts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"evaluation.{name}={value}", "at least 1", f"evaluation.{name}=1")
+        if not self.temperature >= 0:
+            raise ConfigError(
+                f"evaluation.temperature={self.temperature}", ">= 0", "evaluation.temperature=1.0"
+            )
