@@ -15,6 +15,9 @@ from torch import Tensor
 Mode = Literal["current", "closed_form", "old"]
 Probability = TypeVar("Probability", float, Tensor)
 
+ROUNDING = 1e-12
+"""How far a threshold may leave its range: mixtures of valid thresholds stay valid."""
+
 
 @dataclass(frozen=True)
 class LinearThreshold:
@@ -36,7 +39,7 @@ class LinearThreshold:
             raise ValueError(
                 f"a threshold needs a finite slope and a number, got {self.slope}p+{self.intercept}"
             )
-        if min(self(0.0), self(1.0)) < 0:
+        if min(self(0.0), self(1.0)) < -ROUNDING:
             raise ValueError(
                 f"a threshold must be >= 0 for every p in [0, 1], got {self} ({self(1.0):g} at p = 1)"
             )
@@ -47,6 +50,8 @@ class LinearThreshold:
 
     def mix(self, other: "LinearThreshold", share: float) -> "LinearThreshold":
         """Return ``(1 - share) * self + share * other``, which is linear again; ``share`` in [0, 1]."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"thresholds are mixed by a share in [0, 1], got {share}")
         return LinearThreshold(
             slope=(1 - share) * self.slope + share * other.slope,
             intercept=(1 - share) * self.intercept + share * other.intercept,
@@ -78,7 +83,7 @@ class ClipRange:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"clip mode {self.mode!r} is none of {', '.join(get_args(Mode))}")
-        if max(self.lower(0.0), self.lower(1.0)) > 1:
+        if max(self.lower(0.0), self.lower(1.0)) > 1 + ROUNDING:
             raise ValueError(
                 f"the lower threshold must stay <= 1 (a ratio is never negative), got {self.lower}"
             )

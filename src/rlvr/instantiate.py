@@ -139,7 +139,7 @@ def _check_signature(path: str, node: DictConfig) -> None:
     if unknown := sorted(keys - set(parameters)):
         raise ConfigError(
             f"{path}.{unknown[0]}={node[unknown[0]]}",
-            f"an argument of {target} ({', '.join(p for p in parameters if p != 'self') or 'it takes none'})",
+            f"an argument of {target} ({', '.join(str(p) for p in parameters if p != 'self') or 'it takes none'})",
             f"~{path}.{unknown[0]}",
         )
     required = {

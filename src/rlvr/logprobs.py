@@ -1,20 +1,19 @@
-r"""Fused linear head: log-prob, entropy and the eq. 5 moments of every token, never holding ``[N, V]`` logits.
+r"""Fused linear head: log-prob, entropy and eq. 5 moments of every token, without ``[N, V]`` logits.
 
-Everything here is a function of one chunk of tokens at a time. With logits ``z`` (shifted so that their
-largest is 0, divided by the temperature: ``x``), ``e = exp(x)`` and ``S = sum e``:
+Everything is computed for one chunk of tokens at a time. With ``x`` the chunk's logits over the temperature,
+shifted so that the largest is 0, and ``S = sum exp(x)``:
 
 .. math::
     \ln \pi_a = x_a - \ln S, \qquad H = \ln S - \mathrm{E}_\pi[x], \qquad
     \nabla_x \ln \pi_a = e_a - \pi, \qquad \nabla_x H = -\pi (\ln \pi + H) = -\pi (x - \mathrm{E}_\pi[x])
 
-(arXiv:2602.09782, sec. 3). Two buffers of ``[chunk, V]``, for ``e`` and ``e x``, hold all of it, and every
-chunk reuses them.
+(arXiv:2602.09782, sec. 3), so two ``[chunk, V]`` buffers, ``exp(x)`` and ``x exp(x)``, hold all of it.
 
-:func:`token_stats` is the two-pass form, for losses that need the whole sequence first; its backward computes
-the logits again. :func:`token_objective` is the one-pass form for token-local losses: value and gradient
-while the chunk's logits are at hand.
+:func:`token_objective` is one pass, for token-local losses: value and gradient while a chunk's logits exist.
+:func:`token_stats` is for losses that need whole sequences first: its backward computes the logits again.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,18 +21,16 @@ import torch
 from torch import Tensor
 
 Objective = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
-"""``(logprobs [n], entropy [n], rows) -> (contribution to the summed loss, scalar; detached extras [n, ...])``."""
+"""``(logprobs [n], entropy [n], rows) -> (scalar share of the summed loss, detached extras [n, ...])``."""
 
 LOGPROB_GRAD = "dloss_dlogprobs"
 """Key under which :func:`token_objective` reports the derivative of the loss by each log-prob."""
-UNDERFLOW = -800.0
-"""exp() of it is 0 in float32 and float64: a finite stand-in for -inf, for which 0 * x is 0 and not NaN."""
-VOCABULARY_BLOCK = 8192
+VOCABULARY_BLOCK = 4096
 """Rows of the weight gradient formed at once where its sum is kept in another dtype than its products."""
 
 
 class TokenStats(NamedTuple):
-    r"""What the losses and diagnostics need of each token's distribution; ``[N]``, float32 (float64 for float64).
+    r"""What losses and diagnostics need of each token's distribution: [N], float32 (float64 for float64).
 
     Args:
         logprobs: ln p of the targets at the temperature, nats.
@@ -74,7 +71,8 @@ def token_stats(
         ValueError: for shapes or dtypes that do not fit, temperature <= 0 or chunk_size < 1.
     """
     hidden, weight, bias = _checked(hidden, weight, bias, targets, temperature, chunk_size)
-    return TokenStats(*_TokenStats.apply(hidden, weight, bias, targets, temperature, chunk_size))
+    apply: Callable[..., tuple[Tensor, ...]] = _TokenStats.apply
+    return TokenStats(*apply(hidden, weight, bias, targets, temperature, chunk_size))
 
 
 def token_objective(
@@ -89,10 +87,10 @@ def token_objective(
 ) -> tuple[Tensor, TokenStats, dict[str, Tensor]]:
     """Value and gradient of a token-local loss in one pass over the logits.
 
-    ``objective`` sees each chunk's log-probs and entropies as small leaf tensors; its derivatives by them
-    become the gradients of ``hidden``, ``weight`` and ``bias`` at once, which wait for the loss's
-    ``backward``. Nothing else that it closes over gets a gradient. With grad disabled (or nothing to train)
-    only values are computed.
+    ``objective`` sees each chunk's log-probs and entropies as small leaf tensors. Its derivatives by them
+    become gradients of ``hidden``, ``weight`` and ``bias`` at once, which wait for the loss's ``backward``;
+    nothing else that it closes over gets a gradient. With grad disabled, or nothing to train, only values are
+    computed.
 
     Args:
         hidden: [N, D] float, the final hidden states at which a token is predicted.
@@ -105,9 +103,8 @@ def token_objective(
         chunk_size: tokens whose logits exist at the same time: about ``2 * chunk_size * V`` floats.
 
     Returns:
-        The loss (scalar, the sum of contributions; backward through it works once), the detached statistics,
-        and the extras concatenated to [N, ...], with ``dloss_dlogprobs`` [N] among them where grad is
-        enabled.
+        The loss (the sum of contributions, scalar; backward through it works once), the detached statistics,
+        and the extras, each [N, ...], with ``dloss_dlogprobs`` [N] among them where grad is enabled.
 
     Raises:
         ValueError: as :func:`token_stats`, and for a contribution that is no scalar.
@@ -134,7 +131,8 @@ def token_objective(
         total = torch.stack(losses).sum()
         grads = gradients.finish()
     if any(needed):
-        total = _StoredGradients.apply(total, hidden, weight, bias, *grads)
+        apply: Callable[..., Tensor] = _StoredGradients.apply
+        total = apply(total, hidden, weight, bias, *grads)
     joined = {key: torch.cat([facts[key] for facts in extras]) for key in extras[0]}
     return total, TokenStats(*map(torch.cat, zip(*stats, strict=True))), joined
 
@@ -142,14 +140,12 @@ def token_objective(
 def _differentiate(
     objective: Objective, stats: TokenStats, rows: slice, grad_enabled: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, dict[str, Tensor]]:
-    """One chunk's contribution, its derivatives by log-prob and entropy (None: it has none), and the extras."""
+    """A chunk's contribution, its derivatives by log-prob and entropy (None: it has none), its extras."""
     with torch.set_grad_enabled(grad_enabled):
         leaves = [tensor.detach().requires_grad_(grad_enabled) for tensor in (stats.logprobs, stats.entropy)]
         loss, extras = objective(leaves[0], leaves[1], rows)
         if loss.ndim != 0:
-            raise ValueError(
-                f"an objective returned a contribution of shape {tuple(loss.shape)}, not a scalar"
-            )
+            raise ValueError(f"an objective must return a scalar contribution, not {tuple(loss.shape)}")
         by_logprob, by_entropy = (
             torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else (None, None)
         )
@@ -200,7 +196,10 @@ class _Head:
         if self.temperature != 1.0:
             x.div_(self.temperature)
         target_x = x.gather(-1, targets).squeeze(-1)
-        torch.exp(x.clamp_(min=UNDERFLOW), out=exp)
+        # exp() is exactly 0 below the smallest normal number: 0 * -inf would be NaN, and denormals are slow.
+        tiny = torch.finfo(x.dtype).tiny
+        torch.exp(x.clamp_(min=math.log(tiny) + 1.0), out=exp)
+        torch.threshold_(exp, 4.0 * tiny, 0.0)
         self._sum = exp.sum(dim=-1)
         log_sum = self._sum.log()
         exp_x = x.mul_(exp)
@@ -242,7 +241,7 @@ class _Gradients:
         self._bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and needed[2] else None
 
     def add(self, rows: slice, head: _Head, by_logprob: Tensor | None, by_entropy: Tensor | None) -> None:
-        """Add a chunk's share; tokens without gradient (clipped, no advantage) cost nothing if alone in it."""
+        """Add a chunk's share; chunks of tokens without gradient (clipped, no advantage) cost nothing."""
         if not any(grad is not None and bool(grad.any()) for grad in (by_logprob, by_entropy)):
             return
         logit_grad = head.logit_grad(rows, by_logprob, by_entropy)
@@ -252,10 +251,9 @@ class _Gradients:
         if self._weight is not None and self._weight.dtype == self._dtype:
             self._weight.addmm_(logit_grad.t(), hidden)
         elif self._weight is not None:
-            for block, grad in zip(
-                self._weight.split(VOCABULARY_BLOCK), logit_grad.split(VOCABULARY_BLOCK, dim=1), strict=True
-            ):
-                block += grad.t() @ hidden
+            for start in range(0, len(self._weight), VOCABULARY_BLOCK):
+                block = slice(start, start + VOCABULARY_BLOCK)
+                self._weight[block] += logit_grad[:, block].t() @ hidden
         if self._bias is not None:
             self._bias += logit_grad.sum(dim=0, dtype=self._bias.dtype)
 
@@ -315,9 +313,7 @@ class _StoredGradients(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError(
-                "token_objective's gradients were handed on already; call it again to have them"
-            )
+            raise RuntimeError("backward through token_objective's loss works once: call it again")
         grads, ctx.grads = ctx.grads, None  # no second reference: autograd may then keep them without a copy
         scaled = tuple(None if grad is None else grad.mul_(grad_output) for grad in grads)
         return (None, *scaled, *(None for _ in grads))
@@ -351,6 +347,6 @@ def _checked(
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if {weight.dtype, hidden.dtype if bias is None else bias.dtype} != {hidden.dtype}:
         raise ValueError(
-            f"hidden ({hidden.dtype}), weight ({weight.dtype}) and bias must have one dtype, or be in autocast"
+            f"hidden ({hidden.dtype}), weight ({weight.dtype}) and bias must share a dtype outside autocast"
         )
     return hidden, weight, bias

@@ -119,7 +119,7 @@ class RegionAblation:
         """Evaluate ``loss`` with gradient only where the ablation lets it through; values stay."""
         chosen = self._chosen(inputs)
         if self.mode == "extend":
-            return loss(replace(inputs, widen=chosen & touchable(inputs, self.tolerance)))
+            return loss(replace(inputs, widen=chosen))
         if self.mode == "only":
             inputs = replace(inputs, clip=ClipRange.unclipped())
             ratio = inputs.ratio().detach()

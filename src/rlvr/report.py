@@ -181,7 +181,8 @@ class Run:
     @property
     def start(self) -> dict[str, float]:
         """What was measured before training, as far as the summary has it."""
-        scores = {self.heldout: self.summary.get("heldout_first"), **self.summary.get("heldout_start", {})}
+        everything = self.summary.get("heldout_start") or {}
+        scores = {self.heldout: self.summary.get("heldout_first"), **everything}
         return {key: float(value) for key, value in scores.items() if isinstance(value, int | float)}
 
     def measured(self, key: str) -> list[float]:

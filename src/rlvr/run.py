@@ -114,9 +114,9 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
             trainer.fit(
                 module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
             )
-        if stop.signal is None and checkpoints.stop_reason is None and module.ledger.rows:
-            if not any(key.startswith("val/") for key in module.ledger.rows[-1]):
-                trainer.validate(module, data, verbose=False)
+        complete = stop.signal is None and checkpoints.stop_reason is None and module.ledger.rows
+        if complete and not any(key.startswith("val/") for key in module.ledger.rows[-1]):
+            trainer.validate(module, data, verbose=False)
     finally:
         engine.close()
     if trainer.is_global_zero:

@@ -5,6 +5,7 @@ both k/T and a turn written as a decimal are the floats nearest to their exact v
 so ``k / T >= turn`` decides this exactly.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -20,12 +21,18 @@ DYNAMIC_LOWER = LinearThreshold(-0.13, 0.3)
 """M(p), the paper's dynamic lower threshold: tighter than 0.2 only for p > 0.769."""
 
 
-def _phase(progress: float, turn: float) -> tuple[int, float]:
-    """Phase 1 or 2, and the share of it that is done: u = k/(turn T), or v = (k - turn T)/((1 - turn) T)."""
+def _check_progress(progress: float) -> None:
     if not 0 <= progress < 1:
         raise ValueError(f"progress is the share of training done, in [0, 1), got {progress}")
+
+
+def _phase(progress: float, turn: float, second_phase: str) -> tuple[int, float]:
+    """Phase 1 or 2, and the share of it that is done: u = k/(turn T), or v = (k - turn T)/((1 - turn) T)."""
+    _check_progress(progress)
     if not 0 < turn < 1:
         raise ValueError(f"turn must be in (0, 1), got {turn}")
+    if second_phase not in get_args(SecondPhase):  # at once, not when phase II begins
+        raise ValueError(f"second_phase {second_phase!r} is none of {', '.join(get_args(SecondPhase))}")
     return (1, progress / turn) if progress < turn else (2, (progress - turn) / (1 - turn))
 
 
@@ -33,8 +40,6 @@ def _second_phase_lower(
     done: float, low: LinearThreshold, base: LinearThreshold, second_phase: str
 ) -> LinearThreshold:
     """Phase II's lower threshold as the paper's text has it (eps to M) or its printed formula (M to eps)."""
-    if second_phase not in get_args(SecondPhase):
-        raise ValueError(f"second_phase {second_phase!r} is none of {', '.join(get_args(SecondPhase))}")
     return base.mix(low, done) if second_phase == "text" else low.mix(base, done)
 
 
@@ -58,7 +63,7 @@ def increase_then_decrease(
         second_phase: ``text``: the lower threshold goes from ``base`` to ``low``, as the paper's text says
             twice; ``printed``: it jumps to ``low`` and decays back, as its formula says.
     """
-    phase, done = _phase(progress, turn)
+    phase, done = _phase(progress, turn, second_phase)
     if phase == 1:
         return ClipRange(lower=base, upper=high.mix(base, done))
     return ClipRange(lower=_second_phase_lower(done, low, base, second_phase), upper=base)
@@ -73,11 +78,11 @@ def decrease_increase_decrease(
     turn: float = 0.5,
     second_phase: SecondPhase = "text",
 ) -> ClipRange:
-    """DID: GRPO's fall, a rise as the upper threshold loosens over phase I, a fall in phase II under ``high``.
+    """DID: GRPO's fall, a rise as the upper threshold loosens in phase I, a fall in phase II under ``high``.
 
     Args: as :func:`increase_then_decrease`, with ``high`` what phase I moves to and phase II keeps.
     """
-    phase, done = _phase(progress, turn)
+    phase, done = _phase(progress, turn, second_phase)
     if phase == 1:
         return ClipRange(lower=base, upper=base.mix(high, done))
     return ClipRange(lower=_second_phase_lower(done, low, base, second_phase), upper=high)
@@ -113,18 +118,21 @@ class OscillatoryDecay:
     def __post_init__(self) -> None:
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must be in [0, 1), got {self.floor}")
-        if self.initial_entropy is not None and not self.initial_entropy > 0:
-            raise ValueError(f"initial_entropy must be > 0 nats, got {self.initial_entropy}")
+        if self.initial_entropy is not None and not 0 < self.initial_entropy < math.inf:
+            raise ValueError(f"initial_entropy must be > 0 nats and finite, got {self.initial_entropy}")
 
     def corridor(self, progress: float) -> tuple[float, float]:
         """The two switching entropies (tau_low, tau_high) in nats; needs the initial entropy."""
         if self.initial_entropy is None:
             raise ValueError("the corridor is known once the initial entropy is")
+        _check_progress(progress)
         lowest = self.floor * self.initial_entropy
         return lowest, lowest + (self.initial_entropy - lowest) * (1 - progress)
 
     def step(self, entropy: float, progress: float) -> ClipRange:
         """Decide this iteration's thresholds from its entropy, in nats, under the weights it starts from."""
+        if not math.isfinite(entropy):
+            raise ValueError(f"the iteration's entropy must be a finite number of nats, got {entropy}")
         if self.initial_entropy is None:
             self.initial_entropy = entropy
         lowest, highest = self.corridor(progress)
@@ -142,5 +150,7 @@ class OscillatoryDecay:
 
     def load_state_dict(self, state: dict[str, float | bool | int | None]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        if set(state) != set(self.state_dict()):
+            raise ValueError(f"OD's state has {sorted(self.state_dict())}, got {sorted(state)}")
         for key, value in state.items():
             setattr(self, key, value)

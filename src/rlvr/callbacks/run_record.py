@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rlvr.module import RLVRModule
 from rlvr.report import write_rows
@@ -59,7 +60,7 @@ class RunRecord(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is measured before training starts is kept apart from the rows."""
         assert isinstance(pl_module, RLVRModule)
-        if not trainer.training:
+        if trainer.state.fn == TrainerFn.VALIDATING:  # on its own, not within an iteration
             values = pl_module.ledger.close(trainer.strategy.reduce)
             scores = {key: value for key, value in values.items() if key.startswith("val/")}
             target = pl_module.ledger.rows[-1] if pl_module.ledger.rows else pl_module.ledger.start

@@ -42,8 +42,12 @@ class LossInputs:
     widen: Tensor | None = None
 
     def ratio(self) -> Tensor:
-        """Ratio r = p/q with ln r capped at 20: beyond it the value stays e^20, and so does its slope."""
-        log_ratio = self.logprobs - self.old_logprobs
+        """Ratio r = p/q with ln r capped at 20: beyond it the value stays e^20, and so does its slope.
+
+        1, without gradient, outside the mask: a NaN there would make 0 * NaN of a gradient that is masked
+        later.
+        """
+        log_ratio = torch.where(self.mask, self.logprobs - self.old_logprobs, 0.0)
         excess = (log_ratio - MAX_LOG_RATIO).clamp(min=0.0)
         return (log_ratio - excess.detach()).exp()
 

@@ -1,6 +1,7 @@
 """Tasks: where prompts and their answers come from."""
 
+from rlvr.tasks.letters import LettersTask
 from rlvr.tasks.problem_file import ProblemFile
 from rlvr.tasks.protocol import Task
 
-__all__ = ["ProblemFile", "Task"]
+__all__ = ["LettersTask", "ProblemFile", "Task"]
