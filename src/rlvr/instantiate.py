@@ -112,9 +112,9 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
         return
     if "_target_" in node:
         yield path, node
-    for key in node:
+    for key in map(str, node):
         if not OmegaConf.is_missing(node, key):
-            yield from _targets(node._get_node(key), f"{path}.{key}" if path else str(key))
+            yield from _targets(node._get_node(key), f"{path}.{key}" if path else key)
 
 
 def _check_signature(path: str, node: DictConfig) -> None:

@@ -225,11 +225,12 @@ class RLVRModule(LightningModule):
         self._metrics.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the rows so far, and what a resumed run must agree on."""
+        """Add the rows so far, and where the policy's shape and tokenizer come from, for the export."""
         checkpoint["rlvr"] = {
             "ledger": self.ledger.state_dict(),
             "skipped": self.skipped,
-            "total_iterations": self.trainer.max_epochs,
+            "policy_path": self.policy.source,
+            "policy_dtype": str(next(self.policy.parameters()).dtype).removeprefix("torch."),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

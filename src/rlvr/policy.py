@@ -46,6 +46,8 @@ class Policy(nn.Module):
         if dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"policy.dtype={dtype}", "float32 or bfloat16", "policy.dtype=float32")
         self.path = str(TINY) if path is None else path
+        # None for the embedded policy, wherever it is installed; a folder whole, for a checkpoint moves.
+        self.source = None if path is None else str(Path(path).resolve()) if Path(path).exists() else path
         self.chunk_size = chunk_size
         self.model: Any
         self.tokenizer: Any

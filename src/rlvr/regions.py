@@ -83,6 +83,9 @@ def membership(inputs: LossInputs, by: Definition, tolerance: float | None) -> T
 class RegionAblation:
     """Let gradient through by region (fig. 2c and its variants); wraps any loss.
 
+    It acts on the policy loss alone: an entropy bonus and a reference KL reach every token. The mean thresholds that a
+    run logs are those after ``extend`` has widened them.
+
     Args:
         keep: the chosen regions, any subset of E1..E4. In ``drop`` these are the ones that lose their
             gradient.
@@ -130,8 +133,12 @@ class RegionAblation:
         else:
             passes = chosen
         outputs = loss(inputs)
-        return replace(
-            outputs, loss=torch.where(passes, outputs.loss, outputs.loss.detach()), kept=outputs.kept & passes
+        # In ``only`` the loss has no clip of its own, and nothing to say about one.
+        facts = {} if self.mode == "only" else outputs.facts
+        return LossOutputs(
+            loss=torch.where(passes, outputs.loss, outputs.loss.detach()),
+            kept=outputs.kept & passes,
+            facts={**facts, "region_cut_frac": ~passes},
         )
 
     def _chosen(self, inputs: LossInputs) -> Tensor:

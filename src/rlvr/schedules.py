@@ -13,7 +13,7 @@ from rlvr.clipping import ClipRange, LinearThreshold
 
 SecondPhase = Literal["text", "printed"]
 
-STANDARD = LinearThreshold(0.0, 0.2)
+EPS_STD = LinearThreshold(0.0, 0.2)
 """PPO's constant threshold, the paper's eps_std."""
 DYNAMIC_UPPER = LinearThreshold(-0.25, 0.5)
 """U(p), the paper's dynamic upper threshold: looser than 0.2 everywhere, loosest for improbable tokens."""
@@ -48,7 +48,7 @@ def increase_then_decrease(
     *,
     high: LinearThreshold = DYNAMIC_UPPER,
     low: LinearThreshold = DYNAMIC_LOWER,
-    base: LinearThreshold = STANDARD,
+    base: LinearThreshold = EPS_STD,
     turn: float = 0.5,
     second_phase: SecondPhase = "text",
 ) -> ClipRange:
@@ -74,7 +74,7 @@ def decrease_increase_decrease(
     *,
     high: LinearThreshold = DYNAMIC_UPPER,
     low: LinearThreshold = DYNAMIC_LOWER,
-    base: LinearThreshold = STANDARD,
+    base: LinearThreshold = EPS_STD,
     turn: float = 0.5,
     second_phase: SecondPhase = "text",
 ) -> ClipRange:
@@ -109,7 +109,7 @@ class OscillatoryDecay:
 
     high: LinearThreshold = DYNAMIC_UPPER
     low: LinearThreshold = DYNAMIC_LOWER
-    base: LinearThreshold = STANDARD
+    base: LinearThreshold = EPS_STD
     floor: float = 0.2
     initial_entropy: float | None = None
     raising: bool = False

@@ -12,7 +12,7 @@ from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.schedules import (
     DYNAMIC_LOWER,
     DYNAMIC_UPPER,
-    STANDARD,
+    EPS_STD,
     OscillatoryDecay,
     SecondPhase,
     decrease_increase_decrease,
@@ -59,7 +59,7 @@ def assert_lines(clip: ClipRange, upper: Line, lower: Line) -> None:
 def test_the_paper_s_thresholds() -> None:
     assert LinearThreshold(-0.25, 0.5) == DYNAMIC_UPPER
     assert LinearThreshold(-0.13, 0.3) == DYNAMIC_LOWER
-    assert LinearThreshold(0.0, 0.2) == STANDARD
+    assert LinearThreshold(0.0, 0.2) == EPS_STD
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_phase_2_starts_at_the_first_k_that_reaches_the_turn(turn: Fraction) -> 
     for total in [*range(2, 500), 1000, 4096, 99_991, 10**6, 10**9]:
         first = -(-turn.numerator * total // turn.denominator)
         for k in {max(first - 1, 0), min(first, total - 1), min(first + 1, total - 1)}:
-            in_second = increase_then_decrease(k / total, turn=float(turn)).upper == STANDARD
+            in_second = increase_then_decrease(k / total, turn=float(turn)).upper == EPS_STD
             assert in_second == (k * turn.denominator >= turn.numerator * total), (k, total)
 
 
@@ -184,8 +184,8 @@ def test_refused(schedule: Schedule, arguments: dict[str, float | str], named: s
         schedule(**arguments)
 
 
-RAISE = ClipRange(lower=STANDARD, upper=DYNAMIC_UPPER)
-LOWER = ClipRange(lower=DYNAMIC_LOWER, upper=STANDARD)
+RAISE = ClipRange(lower=EPS_STD, upper=DYNAMIC_UPPER)
+LOWER = ClipRange(lower=DYNAMIC_LOWER, upper=EPS_STD)
 
 # T = 8, H_init = 5, floor 0.2: tau_low = 1, tau_high(k) = 1 + 4 (1 - k/8), all exact in floats.
 TRACE = [

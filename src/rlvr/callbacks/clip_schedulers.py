@@ -11,7 +11,7 @@ from rlvr.batch import Batch, IterationFacts
 from rlvr.clipping import ClipRange, LinearThreshold, Mode
 from rlvr.errors import ConfigError
 from rlvr.module import RLVRModule
-from rlvr.schedules import DYNAMIC_LOWER, DYNAMIC_UPPER, STANDARD, SecondPhase
+from rlvr.schedules import DYNAMIC_LOWER, DYNAMIC_UPPER, EPS_STD, SecondPhase
 
 
 class ClipScheduler(Callback):
@@ -28,6 +28,7 @@ class ClipScheduler(Callback):
     def __init__(self, *, mode: Mode = "current", allow_new_length: bool = False) -> None:
         self.mode: Mode = mode
         self.allow_new_length = allow_new_length
+        self._total: int | None = None
         self._resumed_total: int | None = None
 
     @abstractmethod
@@ -36,7 +37,7 @@ class ClipScheduler(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without an end, or one whose end has moved."""
-        total = trainer.max_epochs
+        total = self._total = trainer.max_epochs
         if total is None or total < 1:
             raise ConfigError(
                 f"trainer.max_epochs={total}",
@@ -60,7 +61,6 @@ class ClipScheduler(Callback):
         assert trainer.max_epochs
         progress = batch.facts.iteration / trainer.max_epochs
         pl_module.set_clip_range(replace(self.clip_range(progress, batch.facts), mode=self.mode), writer=self)
-        self._total = trainer.max_epochs
 
     def state_dict(self) -> dict[str, Any]:
         """The number of iterations that the schedule runs over."""
@@ -96,7 +96,7 @@ class IncreaseThenDecrease(ClipScheduler):
         *,
         high: LinearThreshold = DYNAMIC_UPPER,
         low: LinearThreshold = DYNAMIC_LOWER,
-        base: LinearThreshold = STANDARD,
+        base: LinearThreshold = EPS_STD,
         turn: float = 0.5,
         second_phase: SecondPhase = "text",
         mode: Mode = "current",
@@ -106,8 +106,8 @@ class IncreaseThenDecrease(ClipScheduler):
         self.high, self.low, self.base = high, low, base
         self.turn = turn
         self.second_phase: SecondPhase = second_phase
-        for progress in (0.0, turn):
-            self.schedule(progress, high=high, low=low, base=base, turn=turn, second_phase=second_phase)
+        # Both phases at once: what cannot work must not wait for half of the run.
+        self._ends = [replace(self.clip_range(at, _NOTHING), mode=mode) for at in (0.0, turn, 1 - 1e-9)]
 
     def clip_range(self, progress: float, facts: IterationFacts) -> ClipRange:
         """A function of progress alone: no state, and a resumed run sees the same bounds."""
@@ -121,9 +121,7 @@ class IncreaseThenDecrease(ClipScheduler):
         )
 
     def __str__(self) -> str:
-        last = replace(self.clip_range(1 - 1e-9, _NOTHING), mode=self.mode)
-        first = replace(self.clip_range(0.0, _NOTHING), mode=self.mode)
-        turn = replace(self.clip_range(self.turn, _NOTHING), mode=self.mode)
+        first, turn, last = self._ends
         return f"{type(self).__name__}: {first} -> at {self.turn:.0%} {turn} -> {last}"
 
 
@@ -154,7 +152,7 @@ class OscillatoryDecay(ClipScheduler):
         *,
         high: LinearThreshold = DYNAMIC_UPPER,
         low: LinearThreshold = DYNAMIC_LOWER,
-        base: LinearThreshold = STANDARD,
+        base: LinearThreshold = EPS_STD,
         floor: float = 0.2,
         initial_entropy: float | None = None,
         mode: Mode = "current",
@@ -164,6 +162,9 @@ class OscillatoryDecay(ClipScheduler):
         self.machine = schedules.OscillatoryDecay(
             high=high, low=low, base=base, floor=floor, initial_entropy=initial_entropy
         )
+        # Both states at once: what cannot work must not wait for the first switch.
+        ClipRange(lower=base, upper=high, mode=mode)
+        ClipRange(lower=low, upper=base, mode=mode)
 
     def clip_range(self, progress: float, facts: IterationFacts) -> ClipRange:
         """Decide from the entropy of this iteration's responses, which is the same on every rank."""

@@ -68,7 +68,7 @@ class LossOutputs:
 
     Args:
         loss: to be minimised, same shape as the inputs.
-        kept: bool, tokens that keep their gradient.
+        kept: bool, tokens that keep their gradient; True too where A = 0, for nothing was clipped there.
         facts: further per-token tensors to be averaged and logged under ``train/``, detached.
     """
 

@@ -37,10 +37,12 @@ def ppo_clip(inputs: LossInputs, *, dual_clip: float | None = None) -> LossOutpu
     too_low = (advantages < 0) & (ratio < min_ratio)
     surrogate = torch.where(too_high, max_ratio, torch.where(too_low, min_ratio, ratio))
     kept = ~(too_high | too_low)
+    dual_facts = {}
     if dual_clip is not None:
         runaway = (advantages < 0) & (ratio > dual_clip)
         surrogate = surrogate.masked_fill(runaway, dual_clip)
         kept = kept & ~runaway
+        dual_facts = {"dual_clip_frac": runaway}
     # The largest ratio a token can reach is 1/q, at p = 1: where that is inside, the upper bound cannot bind.
     _, bound_at_one = inputs.clip.ratio_bounds(torch.zeros_like(inputs.old_logprobs), inputs.old_logprobs)
     return LossOutputs(
@@ -52,5 +54,6 @@ def ppo_clip(inputs: LossInputs, *, dual_clip: float | None = None) -> LossOutpu
             "can_clip_high_frac": (-inputs.old_logprobs).exp() > bound_at_one,
             "clip_low_mean": 1 - min_ratio,
             "clip_high_mean": max_ratio - 1,
+            **dual_facts,
         },
     )
