@@ -1,10 +1,10 @@
-"""Make the embedded base policy: a Llama of a quarter of a million parameters that has half learnt the letters task.
+"""Make the embedded base policy: a quarter of a million parameters, the letters task half learnt.
 
-    python experiments/tiny_policy/make.py            # writes src/rlvr/assets/tiny, about two minutes on one core
-    python experiments/tiny_policy/make.py --measure  # prints what README.md beside this file reports
+    python experiments/tiny_policy/make.py            # writes src/rlvr/assets/tiny, about two minutes on one
+    core python experiments/tiny_policy/make.py --measure  # prints what README.md beside this file reports
 
-Demonstrations are right in a third of the cases; the others break one of the three rules. So the policy knows the form, is
-right often enough to be rewarded, and spreads over many answers, right and wrong.
+Demonstrations are right in a third of the cases; the others break one of the three rules. So the policy knows
+the form, is right often enough to be rewarded, and spreads over many answers, right and wrong.
 """
 
 import argparse
@@ -130,9 +130,12 @@ def measure() -> None:
     policy, verifier = Policy(), LettersVerifier()
     engine = TransformersEngine(policy)
     prompts = [
-        type(p)(**{**vars(p), "token_ids": tuple(policy.tokenizer.encode(p.text))}) for p in LettersTask().heldout()
+        type(p)(**{**vars(p), "token_ids": tuple(policy.tokenizer.encode(p.text))})
+        for p in LettersTask().heldout()
     ]
-    rollouts = list(engine.generate(prompts, SamplingParams(samples=32, max_new_tokens=10, purpose="measure")))
+    rollouts = list(
+        engine.generate(prompts, SamplingParams(samples=32, max_new_tokens=10, purpose="measure"))
+    )
     verdicts = {(r.prompt.index, r.sample): verifier(r.prompt, r.text) for r in rollouts}
     right = [[verdicts[p.index, i] for i in range(32)] for p in prompts]
     with torch.no_grad():

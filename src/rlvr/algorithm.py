@@ -16,7 +16,7 @@ LearningRate = Literal["constant", "cosine"]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Everything between rollouts and weights but for the clip range; one value, made from ``conf/algorithm``.
+    """Everything between rollouts and weights but for the clip range; made from ``conf/algorithm``.
 
     Args:
         loss: per-token loss, see :mod:`rlvr.losses`.

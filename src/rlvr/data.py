@@ -1,4 +1,4 @@
-"""The stream of rollout batches: prompts, sync, rollouts, verdicts, old log-probs, advantages, mini-batches."""
+"""The stream of rollout batches: prompts, sync, rollouts, verdicts, log-probs, advantages, mini-batches."""
 
 import math
 import sys
@@ -196,8 +196,8 @@ class RolloutDataModule(LightningDataModule):
         tolerance = SYNC_TOLERANCE[next(policy.parameters()).dtype]
         if not gap <= tolerance:
             raise RuntimeError(
-                f"after the weight sync the engine's log-probs differ from the trainer's by {gap:.2g} nats, expected at "
-                f"most {tolerance}: it generates with other weights"
+                f"after the weight sync the engine's log-probs differ from the trainer's by {gap:.2g} nats, "
+                f"expected at most {tolerance}: it generates with other weights"
             )
 
     def _prompts(self, k: int) -> list[Prompt]:
@@ -232,7 +232,7 @@ class RolloutDataModule(LightningDataModule):
         return sorted(judged, key=lambda pair: (place[pair[0].prompt.index], pair[0].sample))
 
     def _verdict(self, rollout: Rollout) -> Verdict:
-        """Judge one response; what the verifier cannot take is reported and gets no reward, the run goes on."""
+        """Judge one response; what the verifier cannot take is reported and gets no reward."""
         try:
             verdict = self.verifier(rollout.prompt, rollout.text)
             if math.isfinite(verdict.reward):
@@ -317,7 +317,7 @@ class RolloutDataModule(LightningDataModule):
             answers=[[verdict.answer for verdict in group] for group in groups],
         )
 
-    # ----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def timed(self, key: str) -> Iterator[None]:
@@ -347,7 +347,7 @@ def _token_ids(prompt: Prompt, policy: Policy, chat: bool) -> tuple[int, ...]:
 
 
 class _TrainStream(IterableDataset[Batch]):
-    """Lazy and sized: unsized, Lightning would generate before the epoch starts, and prefetch across a step."""
+    """Lazy and sized: unsized, Lightning would generate too early, and prefetch across a step."""
 
     def __init__(self, data: RolloutDataModule) -> None:
         self.data = data

@@ -28,17 +28,25 @@ def export(source: Path, out: Path) -> None:
         raise ConfigError(f"{out}", "an empty folder, or none yet", "another OUT")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     if "rlvr" not in state:
-        raise ConfigError(f"{checkpoint}", "a checkpoint that rlvr-train has written", "rlvr-export RUN_FOLDER OUT")
+        raise ConfigError(
+            f"{checkpoint}", "a checkpoint that rlvr-train has written", "rlvr-export RUN_FOLDER OUT"
+        )
     policy = Policy(state["rlvr"]["policy_path"], dtype=state["rlvr"]["policy_dtype"])
     prefix = "policy."
-    weights = {key.removeprefix(prefix): value for key, value in state["state_dict"].items() if key.startswith(prefix)}
+    weights = {
+        key.removeprefix(prefix): value
+        for key, value in state["state_dict"].items()
+        if key.startswith(prefix)
+    }
     policy.load_state_dict(weights)
     policy.save(out)
 
 
 def main() -> None:
     """Entry point of ``rlvr-export``."""
-    parser = argparse.ArgumentParser(prog="rlvr-export", description="Write a checkpoint's policy as a Hugging Face folder.")
+    parser = argparse.ArgumentParser(
+        prog="rlvr-export", description="Write a checkpoint's policy as a Hugging Face folder."
+    )
     parser.add_argument("source", type=Path, help="a run folder, or a .ckpt file")
     parser.add_argument("out", type=Path, help="the folder to write")
     arguments = parser.parse_args()

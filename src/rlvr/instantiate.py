@@ -1,4 +1,4 @@
-"""From a composed configuration to objects, with everything that can be wrong said before anything is loaded."""
+"""From a composed configuration to objects, with all that can be wrong said before anything is loaded."""
 
 import inspect
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ def check(cfg: DictConfig) -> None:
     """Refuse what cannot work, in one line that names the value, what was expected and the override.
 
     Raises:
-        ConfigError: for an unknown node or argument, a node without ``_target_``, a setting of the trainer's that the
-            algorithm owns, or a target that does not exist.
+        ConfigError: for an unknown node or argument, a node without ``_target_``, a setting of the trainer's
+            that the algorithm owns, or a target that does not exist.
     """
     for key in map(str, cfg):
         if key not in TOP_LEVEL:
@@ -139,7 +139,7 @@ def _check_signature(path: str, node: DictConfig) -> None:
     if unknown := sorted(keys - set(parameters)):
         raise ConfigError(
             f"{path}.{unknown[0]}={node[unknown[0]]}",
-            f"an argument of {target} ({', '.join(str(p) for p in parameters if p != 'self') or 'it takes none'})",
+            f"an argument of {target} ({', '.join(map(str, parameters)) or 'it takes none'})",
             f"~{path}.{unknown[0]}",
         )
     required = {

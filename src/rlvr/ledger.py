@@ -28,7 +28,7 @@ class Ledger:
         self._open: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, key: str, total: Tensor | float, count: Tensor | float = 1) -> None:
-        """Add to ``key`` a sum over ``count`` things; the row will hold the mean over all of them, on all ranks."""
+        """Add to ``key`` a sum over ``count`` things; the row will hold the mean over all ranks."""
         total = torch.as_tensor(total).detach().double()
         count = torch.as_tensor(count).detach().double()
         if key in self._open:

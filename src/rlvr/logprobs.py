@@ -25,6 +25,8 @@ Objective = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 
 LOGPROB_GRAD = "dloss_dlogprobs"
 """Key under which :func:`token_objective` reports the derivative of the loss by each log-prob."""
+ROW_BLOCK = 16
+"""Tokens whose products of two [n, V] buffers are formed at once."""
 VOCABULARY_BLOCK = 4096
 """Rows of the weight gradient formed at once where its sum is kept in another dtype than its products."""
 
@@ -205,7 +207,10 @@ class _Head:
         exp_x = x.mul_(exp)
         self._mean_x = exp_x.sum(dim=-1) / self._sum
         moment = torch.linalg.vector_norm(exp, dim=-1).div(self._sum).square()
-        log_moment = (exp * exp_x).sum(dim=-1) / self._sum.square() - log_sum * moment
+        # A few rows at a time keeps the third buffer small. (A batched dot product might use TF32.)
+        pairs = zip(exp.split(ROW_BLOCK), exp_x.split(ROW_BLOCK), strict=True)
+        square_x = torch.cat([(left * right).sum(dim=-1) for left, right in pairs])
+        log_moment = square_x / self._sum.square() - log_sum * moment
         return TokenStats(target_x - log_sum, log_sum - self._mean_x, moment, log_moment)
 
     def logit_grad(self, rows: slice, by_logprob: Tensor | None, by_entropy: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from rlvr.regions import RegionAblation
 
 
 class RLVRModule(LightningModule):
-    """Owns the policy and the dynamic-clip loss; one iteration is one epoch, one optimizer mini-batch one batch.
+    """Owns the policy and the dynamic-clip loss; an iteration is an epoch, an optimizer step a batch.
 
     Optimization is manual: micro-batches vary in number, and a step that is not finite is skipped by all
     ranks at once.

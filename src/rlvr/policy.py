@@ -101,7 +101,7 @@ class Policy(nn.Module):
     def objective(
         self, sequences: Sequences, objective: Objective, *, temperature: float = 1.0
     ) -> tuple[Tensor, TokenStats, dict[str, Tensor]]:
-        """A token-local objective and its gradients in one pass over the head; see :func:`token_objective`."""
+        """A token-local objective and its gradients in one pass over the head: :func:`token_objective`."""
         hidden, weight, bias = self._head_inputs(sequences)
         return token_objective(
             hidden,
@@ -149,7 +149,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse models that scale, cap or otherwise bend their logits: the fused head would train another policy."""
+        """Refuse models that scale or cap their logits: the fused head would train another policy."""
         ids = torch.arange(8)[None] % self.model.config.get_text_config().vocab_size
         logits = self.model(input_ids=ids).logits.float()
         weight, bias = self._head()
@@ -160,7 +160,7 @@ class Policy(nn.Module):
         ):
             raise ConfigError(
                 f"policy.path={self.path}",
-                f"logits = hidden states x head (they differ by {gap:.2g}: scaled or capped logits are not supported)",
+                f"logits = hidden states x head (they differ by {gap:.2g}: scaled or capped?)",
                 "policy.path=<a Llama-, Qwen- or SmolLM-like model>",
             )
 

@@ -83,8 +83,8 @@ def membership(inputs: LossInputs, by: Definition, tolerance: float | None) -> T
 class RegionAblation:
     """Let gradient through by region (fig. 2c and its variants); wraps any loss.
 
-    It acts on the policy loss alone: an entropy bonus and a reference KL reach every token. The mean thresholds that a
-    run logs are those after ``extend`` has widened them.
+    It acts on the policy loss alone: an entropy bonus and a reference KL reach every token. The mean
+    thresholds that a run logs are those after ``extend`` has widened them.
 
     Args:
         keep: the chosen regions, any subset of E1..E4. In ``drop`` these are the ones that lose their

@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlvr.errors import ConfigError
 from rlvr.instantiate import CONF
 
+WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(cfg: DictConfig) -> None:
@@ -19,20 +21,26 @@ def _job(cfg: DictConfig) -> None:
     from rlvr.run import train
 
     hydra_config = HydraConfig.get()
-    code = train(cfg, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
+    try:
+        code = train(cfg, hydra_config.runtime.output_dir, list(hydra_config.overrides.task))
+    except ConfigError as error:
+        if WANTS_TRACEBACK:
+            raise
+        # Said here: out of the job, Hydra would print a line of its own above it.
+        print(f"rlvr-train: {error}", file=sys.stderr)
+        code = 2
     if code:
         sys.exit(code)
 
 
 def main() -> None:
     """Entry point of ``rlvr-train``."""
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Otherwise Hydra prints every exception in its own way, the composer's on several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _job()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
         print(f"rlvr-train: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -18,8 +18,8 @@ from rlvr.module import RLVRModule
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, then renames.
 
-    Lightning's own writer goes through the system's temporary folder: where that is another disk its last step is a copy,
-    and a kill in it leaves half a file under the final name.
+    Lightning's own writer goes through the system's temporary folder: where that is another disk its last
+    step is a copy, and a kill in it leaves half a file under the final name.
     """
 
     def save_checkpoint(
@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after this iteration; the second stops at once."""
+    """Turns the first SIGINT or SIGTERM into a wish to stop after this iteration; the second stops now."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -56,7 +56,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
         print(
-            f"\n{signal.Signals(number).name}: finishing this iteration, then saving; once more stops at once",
+            f"\n{signal.Signals(number).name}: finishing this iteration, then saving; once more stops now",
             flush=True,
         )
 
@@ -67,7 +67,8 @@ class Checkpoints(Checkpoint):
     Args:
         folder: of the run.
         every: iterations between two checkpoints.
-        keep_every: also keep ``checkpoints/iteration-K.ckpt`` every so many iterations; None keeps only the last.
+        keep_every: also keep ``checkpoints/iteration-K.ckpt`` every so many iterations; None keeps only the
+            last.
         stop: where signals are noted.
     """
 

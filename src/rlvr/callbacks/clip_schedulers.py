@@ -17,12 +17,13 @@ from rlvr.schedules import DYNAMIC_LOWER, DYNAMIC_UPPER, EPS_STD, SecondPhase
 class ClipScheduler(Callback):
     """Sets the clip range before the first update of every iteration; subclasses say to what.
 
-    A schedule is a function of the share of training done, so the number of iterations is part of it: resuming with
-    another one is refused unless ``allow_new_length``.
+    A schedule is a function of the share of training done, so the number of iterations is part of it:
+    resuming with another one is refused unless ``allow_new_length``.
 
     Args:
         mode: which probability the thresholds see, see :class:`ClipRange`.
-        allow_new_length: resume although ``trainer.max_epochs`` has changed, stretching the rest of the schedule.
+        allow_new_length: resume although ``trainer.max_epochs`` has changed, stretching the rest of the
+            schedule.
     """
 
     def __init__(self, *, mode: Mode = "current", allow_new_length: bool = False) -> None:
@@ -84,7 +85,8 @@ class IncreaseThenDecrease(ClipScheduler):
         low: dynamic lower threshold of phase II.
         base: constant threshold, the paper's eps_std, dimensionless.
         turn: share of training in phase I, in (0, 1).
-        second_phase: the paper's ``text`` or its ``printed`` formula, see :func:`rlvr.schedules.increase_then_decrease`.
+        second_phase: the paper's ``text`` or its ``printed`` formula, see
+            :func:`rlvr.schedules.increase_then_decrease`.
         mode: see :class:`ClipScheduler`.
         allow_new_length: see :class:`ClipScheduler`.
     """
@@ -126,7 +128,7 @@ class IncreaseThenDecrease(ClipScheduler):
 
 
 class DecreaseIncreaseDecrease(IncreaseThenDecrease):
-    """Let entropy fall as in GRPO, raise it towards the turn, lower it after (arXiv:2602.09782, sec. 4.2, "DID").
+    """Let entropy fall as in GRPO, raise it, lower it after (arXiv:2602.09782, sec. 4.2, "DID").
 
     Args: as :class:`IncreaseThenDecrease`, with ``high`` what phase I moves to and phase II keeps.
     """

@@ -17,13 +17,15 @@ LOG_RATIO_EDGES = np.linspace(-0.6, 0.6, 25)
 
 
 class EntropyRegions(Callback):
-    """Logs, for every region, shares, entropy, ratio and the entropy flow; and gathers the region map (fig. 2b).
+    """Logs every region's shares, entropy, ratio and entropy flow, and gathers the region map (fig. 2b).
 
     The flow of a region is the sum over its tokens and the iteration's updates of eq. 5 with
-    ``g = -d(reduced loss)/d ln p`` for the advantage, each update with its own p, H and pi. It holds advantage, ratio, clip
-    and aggregation, for any loss. Its unit is that of tabular logits: compare it by sign and rank.
+    ``g = -d(reduced loss)/d ln p`` for the advantage, each update with its own p, H and pi. It holds
+    advantage, ratio, clip and aggregation, for any loss. Its unit is that of tabular logits: compare it by
+    sign and rank.
 
-    Keys: ``regions/E1_frac`` (of all tokens), ``_clip_frac`` (of the region's), ``_entropy`` (nats), ``_ratio``, ``_flow``;
+    Keys: ``regions/E1_frac`` (of all tokens), ``_clip_frac`` (of the region's), ``_entropy`` (nats),
+        ``_ratio``, ``_flow``;
     ``regions/flow`` of all tokens; ``regions/eq6_agreement``, how often eq. 6's sign is eq. 5's.
 
     Args:

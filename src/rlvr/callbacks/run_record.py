@@ -16,8 +16,8 @@ from rlvr.report import write_rows
 class RunRecord(Callback):
     """Closes the ledger at the end of every iteration and writes its row everywhere.
 
-    Runs after the callbacks that measure and before the one that saves, so that a checkpoint holds the rows of all the
-    iterations it has seen; after a resume ``metrics.csv`` is written anew from those.
+    Runs after the callbacks that measure and before the one that saves, so that a checkpoint holds the rows
+    of all the iterations it has seen; after a resume ``metrics.csv`` is written anew from those.
 
     Args:
         folder: of the run.
@@ -113,5 +113,6 @@ def progress_line(row: dict[str, float], total: int) -> str:
     return (
         f"{row['iteration'] + 1:4.0f}/{total}  reward {row['rollout/reward_mean']:.3f}  "
         f"entropy {row['rollout/entropy']:.3f}  clipped {clipped:5.1%}  "
-        f"thresholds +{row.get('train/clip_high_mean', 0.0):.3f} -{row.get('train/clip_low_mean', 0.0):.3f}{heldout}"
+        f"thresholds +{row.get('train/clip_high_mean', 0.0):.3f} "
+        f"-{row.get('train/clip_low_mean', 0.0):.3f}{heldout}"
     )

@@ -11,7 +11,7 @@ from rlvr.data import RolloutDataModule
 
 
 class Samples(Callback):
-    """Writes some responses of every iteration to ``samples.jsonl``, and every so often to TensorBoard as text.
+    """Writes some responses of every iteration to ``samples.jsonl``, and now and then to TensorBoard.
 
     Args:
         per_iteration: responses kept, the first of the first prompts.

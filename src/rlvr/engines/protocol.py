@@ -54,7 +54,7 @@ class RolloutEngine(Protocol):
         """Take over the trainer's weights, streamed as (name, full tensor)."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Rollout]:
-        """Yield every prompt's responses as they finish, in any order; the same call gives the same rollouts."""
+        """Yield responses as they finish, in any order; the same call gives the same rollouts."""
 
     def score(self, token_ids: Sequence[int]) -> list[float] | None:
         """Return ln p of every token but the first, at temperature 1, in nats: the probe of a weight sync.

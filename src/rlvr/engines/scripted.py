@@ -1,4 +1,4 @@
-"""An engine that answers from a script: for tests of what lies around it, and for replaying recorded responses."""
+"""An engine that answers from a script: for tests of what lies around it, and for replays."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Rollouts with transformers: batched, with a KV cache, on any device, with the trainer's own weights or a copy."""
+"""Rollouts with transformers: batched, with a KV cache, with the trainer's own weights or a copy."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -171,7 +171,7 @@ class _State:
 
 @torch.no_grad()
 def _sample(logits: Tensor, draws: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """One token a row, [B, V] and [B] -> tokens [B] and their ln p [B] under the distribution sampled from."""
+    """One token a row, [B, V] and [B] -> tokens [B] and their ln p [B] in what was sampled from."""
     logits = logits.float()
     if sampling.temperature == 0:
         logprobs = logits.log_softmax(dim=-1)

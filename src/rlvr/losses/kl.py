@@ -1,4 +1,4 @@
-"""Estimators of the divergence from a reference policy, per token (Schulman 2020, "Approximating KL divergence")."""
+"""Estimators of the KL divergence from a reference policy, per valid token (Schulman 2020)."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from rlvr.losses.inputs import MAX_LOG_RATIO
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Unbiased, high variance: ln p - ln ref, nats. A metric only: as a loss its expected gradient is zero."""
+    """Unbiased, high variance: ln p - ln ref, nats. A metric only: as a loss its gradient is zero on average."""
     return logprobs - ref_logprobs
 
 
@@ -19,7 +19,7 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Unbiased and never negative: exp(d) - d - 1 with d = ln ref - ln p, capped at 20 in the exponent; nats."""
+    """Unbiased and never negative: exp(d) - d - 1 with d = ln ref - ln p, d capped at 20 in exp; nats."""
     d = ref_logprobs - logprobs
     return torch.exp(d - (d - MAX_LOG_RATIO).clamp(min=0.0).detach()) - d - 1
 

@@ -1,4 +1,4 @@
-"""The embedded task: any M of the given letters, in alphabetical order. Many right answers, checked exactly."""
+"""The embedded task: any M of the given letters, in alphabetical order; many answers are right."""
 
 import math
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ LEVELS = (Level(6, 3), Level(8, 4), Level(10, 5), Level(12, 6))
 class LettersTask:
     """Prompts such as ``4:qbzkmtae>``, answered for instance by ``abkq``.
 
-    What there is to learn: to choose among the letters given, to go up the alphabet, to stop in time. What there is to lose:
-    the many other right answers, which is what makes it a task for entropy control.
+    What there is to learn: to choose among the letters given, to go up the alphabet, to stop in time. What
+    there is to lose: the many other right answers, which is what makes it a task for entropy control.
 
     Args:
         train: number of training prompts.
@@ -48,7 +48,9 @@ class LettersTask:
             raise ValueError(f"levels={list(levels)} must be some of 1 to {len(LEVELS)}")
         available = sum(math.perm(26, LEVELS[level - 1].given) for level in set(levels))
         if train + heldout > available // 2:
-            raise ValueError(f"train={train} and heldout={heldout} exceed half of the {available} prompts there are")
+            raise ValueError(
+                f"train={train} and heldout={heldout} exceed half of the {available} prompts there are"
+            )
         chosen = [LEVELS[level - 1] for level in levels]
         seen: set[str] = set()
         self._heldout = _draw(chosen, heldout, "heldout", seed, seen)
@@ -95,5 +97,7 @@ def _draw(levels: list[Level], number: int, split: str, seed: int, seen: set[str
         example = "".join(sorted(letters)[: level.asked])
         meta = {"letters": letters, "asked": level.asked, "level": LEVELS.index(level) + 1}
         index = len(prompts)
-        prompts.append(Prompt(index=index, id=f"letters-{split}-{index}", text=text, answer=example, meta=meta))
+        prompts.append(
+            Prompt(index=index, id=f"letters-{split}-{index}", text=text, answer=example, meta=meta)
+        )
     return prompts

@@ -17,7 +17,8 @@ class ProblemFile:
         path: a ``.jsonl`` file with one object a line, or a hub id (needs the ``hub`` extra and a network).
         prompt_key: field that holds the problem.
         answer_key: field that holds the answer.
-        answer_after: the answer is what follows the last occurrence of this mark in its field, if there (GSM8K's ``####``).
+        answer_after: the answer is what follows the last occurrence of this mark in its field, if there
+            (GSM8K's ``####``).
         instruction: put after the problem, on a line of its own.
         heldout: problems kept from training, drawn with ``split_seed``.
         split_seed: of the split, independent of the run's seed, so that runs share their held-out problems.
@@ -26,7 +27,8 @@ class ProblemFile:
         hub_split: split on the hub.
 
     Raises:
-        ConfigError: for a file that is not there, a line that is no problem (with its number), or too few problems.
+        ConfigError: for a file that is not there, a line that is no problem (with its number), or too few
+            problems.
     """
 
     def __init__(
