@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """Return a generator that depends on its arguments alone, for instance ``(seed, "order", pass_number)``."""
+    """Return a generator that depends on its arguments alone, such as ``(seed, "order", pass_number)``."""
     return np.random.Generator(
         np.random.Philox(np.random.SeedSequence((seed, crc32(purpose.encode()), *keys)))
     )

@@ -1,6 +1,5 @@
 """One training run, from a composed configuration to its report."""
 
-import contextlib
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -107,13 +107,15 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     try:
         if checkpoint is None:
             trainer.validate(module, data, verbose=False)
-        stop.install()
-        with contextlib.suppress(
-            SystemExit
-        ):  # Lightning's way to leave after a SIGTERM; ours is the exit status
+        try:
             trainer.fit(
                 module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
             )
+        except SystemExit:  # Lightning's way to leave at an interrupt, which is our second signal
+            if stop.signal is None:
+                raise
+            print(f"stopped at once: {Signals(stop.signal).name}; ckpt_path=auto continues", flush=True)
+            return 128 + stop.signal
         complete = stop.signal is None and checkpoints.stop_reason is None and module.ledger.rows
         if complete and not any(key.startswith("val/") for key in module.ledger.rows[-1]):
             trainer.validate(module, data, verbose=False)

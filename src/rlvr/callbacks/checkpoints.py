@@ -83,6 +83,11 @@ class Checkpoints(Checkpoint):
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to signals in Lightning's place: at a SIGTERM it would leave in the middle of an iteration."""
+        if stage == "fit":
+            self.stop.install()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where it is time, or where the run stops here."""
         assert isinstance(pl_module, RLVRModule)

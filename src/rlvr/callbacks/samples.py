@@ -26,8 +26,8 @@ class Samples(Callback):
     def __init__(self, *, per_iteration: int = 2, text_every: int = 10) -> None:
         self.per_iteration, self.text_every = per_iteration, text_every
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what a killed run wrote after its last checkpoint."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what a killed run wrote after its last checkpoint; when fit starts, the epoch is not restored yet."""
         path = self.folder / "samples.jsonl"
         if trainer.is_global_zero and path.exists():
             lines = [

@@ -9,7 +9,7 @@ from rlvr.losses.inputs import MAX_LOG_RATIO
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Unbiased, high variance: ln p - ln ref, nats. A metric only: as a loss its gradient is zero on average."""
+    """Unbiased, high variance: ln p - ln ref, nats. A metric only: its gradient is zero on average."""
     return logprobs - ref_logprobs
 
 
