@@ -122,7 +122,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     finally:
         engine.close()
     if trainer.is_global_zero:
-        finish(cfg, folder, module, callbacks, objective, overrides, checkpoints.stop_reason)
+        finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)
     if checkpoints.stop_reason is not None:
         print(
             f"stopped: {checkpoints.stop_reason}; saved in {checkpoints.last}; ckpt_path=last continues",
@@ -177,11 +177,14 @@ def finish(
     folder: Path,
     module: RLVRModule,
     callbacks: list[Callback],
+    loggers: list[Logger],
     objective: str,
     overrides: list[str],
     stop_reason: str | None,
 ) -> None:
     """Write ``summary.json`` and ``report/``, and the policy where the run has come to its end."""
+    from matplotlib.image import imread  # slow to import, and not needed before
+
     from rlvr.report import fit_reward, write_report
 
     rows, start = module.ledger.rows, module.ledger.start
@@ -226,7 +229,13 @@ def finish(
         for row in rows
     ]
     region_map = next((regions.map() for regions in callbacks if isinstance(regions, EntropyRegions)), None)
-    write_report(folder, rows, start, ranges=ranges, region_map=region_map)
+    pictures = write_report(folder, rows, start, ranges=ranges, region_map=region_map)
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for picture in pictures:
+                logger.experiment.add_image(
+                    f"report/{picture.stem}", imread(picture)[..., :3], len(rows), dataformats="HWC"
+                )
     if cfg.export and stop_reason is None:
         module.policy.save(folder / "policy")
     print(f"run folder: {folder}", flush=True)

@@ -7,6 +7,7 @@ from rlvr.callbacks.clip_schedulers import (
     IncreaseThenDecrease,
     OscillatoryDecay,
 )
+from rlvr.callbacks.entropy_probe import EntropyProbe
 from rlvr.callbacks.entropy_regions import EntropyRegions
 from rlvr.callbacks.histograms import Histograms
 from rlvr.callbacks.run_record import RunRecord
@@ -17,6 +18,7 @@ __all__ = [
     "Checkpoints",
     "ClipScheduler",
     "DecreaseIncreaseDecrease",
+    "EntropyProbe",
     "EntropyRegions",
     "Histograms",
     "IncreaseThenDecrease",

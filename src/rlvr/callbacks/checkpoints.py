@@ -84,7 +84,7 @@ class Checkpoints(Checkpoint):
         return self.folder / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen to signals in Lightning's place: at a SIGTERM it would leave in the middle of an iteration."""
+        """Listen to signals in Lightning's place: at a SIGTERM it would leave amid an iteration."""
         if stage == "fit":
             self.stop.install()
 

@@ -27,7 +27,7 @@ class Samples(Callback):
         self.per_iteration, self.text_every = per_iteration, text_every
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what a killed run wrote after its last checkpoint; when fit starts, the epoch is not restored yet."""
+        """Forget what a killed run wrote after its last checkpoint (at fit start, no epoch is known yet)."""
         path = self.folder / "samples.jsonl"
         if trainer.is_global_zero and path.exists():
             lines = [
