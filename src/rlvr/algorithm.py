@@ -8,7 +8,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlvr.advantages import group_relative
-from rlvr.errors import ConfigError
+from rlvr.errors import ConfigError, require_numbers
 from rlvr.losses import Aggregation, Loss, ppo_clip, token_mean
 
 LearningRate = Literal["constant", "cosine"]
@@ -64,6 +64,9 @@ class Algorithm:
                 "constant or cosine",
                 "algorithm.lr_schedule=constant",
             )
+        names = ("lr", "warmup", "kl_coef", "entropy_coef", "weight_decay", "gradient_clip", "max_skipped")
+        numbers = {name: getattr(self, name) for name in names}
+        require_numbers("algorithm", optional="gradient_clip", **numbers)
         for name, value, least, below in (
             ("lr", self.lr, 0.0, math.inf),
             ("warmup", self.warmup, 0.0, 1.0),

@@ -193,7 +193,8 @@ class RolloutDataModule(LightningDataModule):
                 )
                 ours = policy.logprobs(sequences.to(self.module.device)).logprobs.cpu()
         gap = (ours - torch.tensor(theirs)).abs().max().item()
-        tolerance = SYNC_TOLERANCE[next(policy.parameters()).dtype]
+        mixed = "bf16" in str(self.fitting.precision)
+        tolerance = SYNC_TOLERANCE[torch.bfloat16 if mixed else next(policy.parameters()).dtype]
         if not gap <= tolerance:
             raise RuntimeError(
                 f"after the weight sync the engine's log-probs differ from the trainer's by {gap:.2g} nats, "

@@ -12,3 +12,21 @@ class ConfigError(ValueError):
 
     def __init__(self, what: str, expected: str, fix: str) -> None:
         super().__init__(f"{what}: expected {expected}; try {fix}")
+
+
+def require_numbers(node: str, *, optional: str = "", **values: object) -> None:
+    """Refuse what is no number before it is compared with one.
+
+    Args:
+        node: where the values stand, for instance ``data``.
+        optional: name of a value that may be None.
+        values: by name.
+
+    Raises:
+        ConfigError: for the first that is none.
+    """
+    for name, value in values.items():
+        if value is None and name == optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{node}.{name}={value}", "a number", f"{node}.{name}=1")

@@ -58,6 +58,12 @@ def check(cfg: DictConfig) -> None:
     for key, fix in REFUSED_TRAINER_KEYS.items():
         if key in cfg.trainer:
             raise ConfigError(f"trainer.{key}", "no such setting: the algorithm owns it", fix)
+    for path in ("trainer.max_epochs", "checkpoint.every", "checkpoint.keep_every"):
+        value = OmegaConf.select(cfg, path)
+        if value is None and path == "checkpoint.keep_every":
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{path}={value}", "a number of iterations, at least 1", f"{path}=100")
     for name in ("policy", "task", "engine", "verifier", "algorithm", "clip", "trainer"):
         if "_target_" not in cfg[name]:
             raise ConfigError(

@@ -29,8 +29,8 @@ class Ledger:
 
     def add(self, key: str, total: Tensor | float, count: Tensor | float = 1) -> None:
         """Add to ``key`` a sum over ``count`` things; the row will hold the mean over all ranks."""
-        total = torch.as_tensor(total).detach().double()
-        count = torch.as_tensor(count).detach().double()
+        total = torch.as_tensor(total, dtype=torch.float64).detach()
+        count = torch.as_tensor(count, dtype=torch.float64).detach()
         if key in self._open:
             old_total, old_count = self._open[key]
             total, count = old_total + total, old_count + count

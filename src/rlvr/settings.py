@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rlvr.errors import ConfigError
+from rlvr.errors import ConfigError, require_numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DataConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
+        require_numbers("data", **vars(self))
         for name in (
             "num_prompts",
             "minibatches",
@@ -95,6 +96,7 @@ class EvaluationConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers("evaluation", optional="num_prompts", **vars(self))
         for name in ("every", "samples", "num_prompts"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -103,3 +105,5 @@ class EvaluationConfig:
             raise ConfigError(
                 f"evaluation.temperature={self.temperature}", ">= 0", "evaluation.temperature=1.0"
             )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"evaluation.top_p={self.top_p}", "in (0, 1]", "evaluation.top_p=1.0")

@@ -83,10 +83,9 @@ class Checkpoints(Checkpoint):
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen to signals in Lightning's place: at a SIGTERM it would leave amid an iteration."""
-        if stage == "fit":
-            self.stop.install()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen in the place of Lightning, which at a SIGTERM leaves in the middle of an iteration."""
+        self.stop.install()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where it is time, or where the run stops here."""
