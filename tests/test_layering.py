@@ -40,6 +40,7 @@ LAYERS = {
 
 LIBRARIES = {
     "vllm": (1, 1),
+    "datasets": (1, 1),
     "transformers": (1, 4),
     "lightning": (2, 4),
     "hydra": (4, 4),

@@ -98,13 +98,13 @@ def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise ConfigError(f"task.path={path}", "an existing .jsonl file", "task.path=FILE.jsonl")
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
                 raise ConfigError(
                     f"{path}:{number}", f"one JSON object a line ({error})", "task.path=FILE"
                 ) from error

@@ -5,7 +5,8 @@ import re
 from rlvr.batch import Prompt, Verdict
 
 # Thousands are grouped by commas or not at all; a decimal part of zeros is still the same integer.
-_NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
+# Possessive where it must not give digits back: 2.5x is no 2.
+_NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d++)(?:\.\d++)?+(?![\w])")
 _LONGEST = 40
 
 
