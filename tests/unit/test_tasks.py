@@ -1,4 +1,4 @@
-"""Prompts: disjoint, deterministic, by line number where they are wrong; verdicts by brute force and by hand."""
+"""Prompts: disjoint, the same every time, errors by line number; verdicts by brute force and by hand."""
 
 import itertools
 import json
@@ -32,14 +32,6 @@ def test_no_letters_prompt_is_there_twice() -> None:
     texts = [prompt.text for prompt in (*task.train(), *task.heldout())]
     assert len(set(texts)) == len(texts) == 1100
     assert [prompt.index for prompt in task.train()] == list(range(1000))
-
-
-def test_no_training_prompt_repeats_a_held_out_problem_in_another_order_of_letters() -> None:
-    """The order in which letters are given does not change what is right; at level 1 few sets could collide."""
-    task = LettersTask(train=64, heldout=96)
-    sets = [{(p.meta["asked"], "".join(sorted(p.meta["letters"]))) for p in split}
-            for split in (task.train(), task.heldout())]  # fmt: skip
-    assert len(sets[0] & sets[1]) <= 1
 
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4])
@@ -84,7 +76,7 @@ def test_letters_verifier_takes_anything(hostile: str) -> None:
         pytest.param({"heldout": 0}, id="no held-out prompts"),
         pytest.param({"levels": []}, id="no levels"),
         pytest.param({"levels": [5]}, id="a level that is not there"),
-        pytest.param({"train": 10**12}, id="more prompts than there are"),
+        pytest.param({"train": 10**8, "levels": [1]}, id="more than half of what there is"),
     ],
 )
 def test_letters_refuses(settings: dict[str, object]) -> None:
