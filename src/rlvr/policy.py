@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -178,7 +179,7 @@ def _load(path: str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, attn_implementation=attention, **gguf
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"policy.path={path}", f"a causal language model that loads ({reason})", fix

@@ -31,6 +31,7 @@ from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError
 from rlvr.instantiate import build, check, plain
+from rlvr.losses import Loss, LossInputs
 from rlvr.module import RLVRModule
 from rlvr.regions import RegionAblation
 from rlvr.settings import DataConfig, EvaluationConfig
@@ -57,6 +58,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     _quiet()
     checkpoint = _checkpoint(cfg.ckpt_path, folder)
     algorithm: Algorithm = build(cfg, "algorithm")
+    _rehearse(algorithm.loss)
     sizes = DataConfig(**plain(cfg.data))
     evaluation = EvaluationConfig(**plain(cfg.evaluation))
     clip_range, scheduler = _clip(build(cfg, "clip"))
@@ -233,9 +235,8 @@ def finish(
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             for picture in pictures:
-                logger.experiment.add_image(
-                    f"report/{picture.stem}", imread(picture)[..., :3], len(rows), dataformats="HWC"
-                )
+                image = imread(picture)[..., :3]
+                logger.experiment.add_image(f"report/{picture.stem}", image, len(rows), dataformats="HWC")
     if cfg.export and stop_reason is None:
         module.policy.save(folder / "policy")
     print(f"run folder: {folder}", flush=True)
@@ -250,6 +251,19 @@ def _clip(node: Any) -> tuple[ClipRange, ClipScheduler | None]:
     raise ConfigError(
         f"clip._target_: {type(node).__name__}", "a ClipRange or a ClipScheduler callback", "clip=constant"
     )
+
+
+def _rehearse(loss: Loss) -> None:
+    """Evaluate a loss of this package on one token: what it refuses should not wait for the first rollouts."""
+    function = getattr(loss, "func", loss)
+    if not getattr(function, "__module__", "").startswith("rlvr."):
+        return  # one from outside may count its calls
+    zero = torch.zeros(1)
+    clip = ClipRange.fixed(0.2, 0.2)
+    try:
+        loss(LossInputs(zero, zero, zero, torch.ones(1, dtype=torch.bool), clip, entropy=zero))
+    except ValueError as error:
+        raise ConfigError("algorithm.loss", f"other values ({error})", "algorithm.loss.KEY=VALUE") from error
 
 
 def _regions(cfg: DictConfig, scheduler: ClipScheduler | None, bf16: bool) -> RegionAblation | None:
