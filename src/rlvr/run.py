@@ -254,7 +254,7 @@ def _clip(node: Any) -> tuple[ClipRange, ClipScheduler | None]:
 
 
 def _rehearse(loss: Loss) -> None:
-    """Evaluate a loss of this package on one token: what it refuses should not wait for the first rollouts."""
+    """Evaluate a loss of this package on one token, so that a refusal does not wait for rollouts."""
     function = getattr(loss, "func", loss)
     if not getattr(function, "__module__", "").startswith("rlvr."):
         return  # one from outside may count its calls
