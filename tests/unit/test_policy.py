@@ -48,6 +48,8 @@ def oracle(policy: Policy, rollout: Rollout, temperature: float) -> tuple[Tensor
         pytest.param(1.0, 128, id="temperature 1"),
         pytest.param(0.6, 128, id="temperature 0.6"),
         pytest.param(1.0, 5, id="chunks that do not divide the tokens"),
+        pytest.param(1.0, 1, id="a token a chunk"),
+        pytest.param(1.0, 4096, id="chunks larger than the batch"),
     ],
 )
 def test_logprobs_and_entropy_are_those_of_the_whole_logits(temperature: float, chunk_size: int) -> None:

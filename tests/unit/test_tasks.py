@@ -114,6 +114,11 @@ def judged(answer: str, completion: str) -> tuple[bool, str | None]:
         pytest.param("42", "\\boxed{42}", True, "42", id="boxed"),
         pytest.param("42", "**42**", True, "42", id="bold"),
         pytest.param("42", "x42", False, None, id="part of a name"),
+        pytest.param("42", "42x", False, None, id="a letter behind"),
+        pytest.param("2", "2.5x", False, None, id="a decimal with a letter behind is not its whole part"),
+        pytest.param("3", "45-3", True, "3", id="a difference is no negative number"),
+        pytest.param("1", "1e9", False, None, id="an exponent: neither 1 nor 9"),
+        pytest.param("42", "42, no, 3.5", False, None, id="the last counts, though it is no integer"),
         pytest.param("42", "", False, None, id="empty"),
         pytest.param("42", "forty-two", False, None, id="a word"),
         pytest.param("18", "#### 18\n", True, "18", id="after GSM8K's mark"),
@@ -189,6 +194,7 @@ def test_fields_mark_and_instruction(tmp_path: Path) -> None:
     [
         pytest.param("{", "bad.jsonl:3: expected one JSON object a line", id="half a line"),
         pytest.param("[1]", "bad.jsonl:3: expected a JSON object, got list", id="a list"),
+        pytest.param("[" * 100_000, "bad.jsonl:3: expected one JSON object a line", id="nested without end"),
         pytest.param('{"prompt": "x"}', "row 3: answer=None: expected a text under 'answer'", id="no answer"),
         pytest.param('{"prompt": null, "answer": "1"}', "row 3: prompt=None", id="no prompt"),
         pytest.param('{"prompt": ["x"], "answer": "1"}', "row 3: prompt=", id="a list for a prompt"),
@@ -212,7 +218,7 @@ def test_a_split_that_leaves_nothing_is_refused(heldout: int, tmp_path: Path) ->
 def test_bytes_that_are_no_text_are_named_by_their_file(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"prompt": "\xe9", "answer": 1}\n')
-    with pytest.raises(ConfigError, match="latin.jsonl"):
+    with pytest.raises(ConfigError, match="latin.jsonl:1: expected one JSON object a line"):
         ProblemFile(str(path))
 
 
