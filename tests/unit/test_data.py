@@ -59,6 +59,7 @@ def fit(
     verifier: object = None,
     train: int = 8,
     heldout: int = 4,
+    seed: int = 0,
     **sizes: int,
 ) -> Seen:
     """A real fit on scripted responses of a policy that is not trained (lr 0)."""
@@ -72,6 +73,7 @@ def fit(
         verifier or LettersVerifier(),  # type: ignore[arg-type]
         config,
         EvaluationConfig(samples=2, every=100),
+        seed=seed,
     )
     seen = Seen()
     trainer = Trainer(
@@ -101,6 +103,14 @@ def test_a_pass_takes_every_prompt_once(tmp_path: Path) -> None:
         assert chosen[first] | chosen[first + 1] == set(range(8))
         assert not chosen[first] & chosen[first + 1]
     assert len({frozenset(prompts) for prompts in chosen[::2]}) > 1
+
+
+def test_the_order_of_prompts_is_the_seed_s(tmp_path: Path) -> None:
+    orders = [
+        [[rollout.prompt.index for rollout, _ in rollouts] for rollouts in fit(tmp_path, seed=seed).rollouts]
+        for seed in (3, 3, 4)
+    ]
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_prompts_that_do_not_fill_an_iteration_wait_for_another_pass(tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ def test_the_same_key_gives_the_same_draws_whatever_was_drawn_before() -> None:
     assert (generator(1, "train", 2, 3).random(5) == first).all()
 
 
+def test_draws_are_those_of_every_earlier_version() -> None:
+    """A change here changes every recorded run."""
+    draws = uniforms(7, "train", [(3, 11, 2)], 3)
+    assert draws[0].tolist() == [0.4123956869922415, 0.3478359110954441, 0.15888203504360332]
+
+
 def test_keys_that_differ_anywhere_differ() -> None:
     keys = list(itertools.product((0, 1), ("train", "heldout"), (0, 1), (0, 1)))
     draws = {generator(seed, purpose, *rest).random() for seed, purpose, *rest in keys}
@@ -89,6 +95,21 @@ def test_what_is_added(total: float, count: float, mean: float) -> None:
     ledger = Ledger()
     ledger.add("key", total, count)
     assert ledger.close(alone)["key"] == pytest.approx(mean, rel=0, abs=0, nan_ok=True)
+
+
+def test_closing_is_one_reduction_whatever_is_open() -> None:
+    """A collective a metric would cost more than the step; none at all where nothing is open."""
+    ledger, shapes = Ledger(), []
+    for key in ("a", "b", "c"):
+        ledger.add(key, 1, 2)
+
+    def counting(pairs: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(pairs.shape))
+        return pairs
+
+    assert ledger.close(counting) == {"a": 0.5, "b": 0.5, "c": 0.5}
+    assert ledger.close(counting) == {}
+    assert shapes == [(3, 2)]
 
 
 def test_large_sums_keep_small_parts() -> None:
