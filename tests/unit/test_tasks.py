@@ -76,7 +76,7 @@ def test_letters_verifier_takes_anything(hostile: str) -> None:
         pytest.param({"heldout": 0}, id="no held-out prompts"),
         pytest.param({"levels": []}, id="no levels"),
         pytest.param({"levels": [5]}, id="a level that is not there"),
-        pytest.param({"train": 10**8, "levels": [1]}, id="more than half of what there is"),
+        pytest.param({"train": 10**12}, id="more prompts than are ever drawn"),
     ],
 )
 def test_letters_refuses(settings: dict[str, object]) -> None:
@@ -167,6 +167,12 @@ def written(path: Path, lines: list[str]) -> str:
 GOOD = [json.dumps({"prompt": f"{i} + {i}?", "answer": 2 * i}) for i in range(10)]
 
 
+def test_a_problem_that_stands_twice_is_never_on_both_sides(tmp_path: Path) -> None:
+    task = ProblemFile(written(tmp_path / "problems.jsonl", GOOD * 2), heldout=5)
+    assert not {prompt.text for prompt in task.train()} & {prompt.text for prompt in task.heldout()}
+    assert [prompt.index for prompt in task.train()] == list(range(len(task.train())))
+
+
 def test_a_file_is_split_once_and_for_all(tmp_path: Path) -> None:
     path = written(tmp_path / "problems.jsonl", GOOD)
     task, again, other = (ProblemFile(path, heldout=3, split_seed=seed) for seed in (0, 0, 1))
@@ -179,14 +185,13 @@ def test_a_file_is_split_once_and_for_all(tmp_path: Path) -> None:
 
 
 def test_fields_mark_and_instruction(tmp_path: Path) -> None:
-    rows = [json.dumps({"q": "2 + 3?", "a": "2 + 3 = 5\n#### 5", "id": f"p{i}"}) for i in range(2)]
+    rows = [json.dumps({"q": f"{i} + 3?", "a": f"first\n#### {i + 3}", "id": f"p{i}"}) for i in range(2)]
     path = written(tmp_path / "x.jsonl", [rows[0], "", rows[1]])
     task = ProblemFile(
         path, prompt_key="q", answer_key="a", answer_after="####", instruction="Go.", heldout=1
     )
-    prompt = task.train()[0]
-    assert (prompt.text, prompt.answer) == ("2 + 3?\nGo.", "5")
-    assert prompt.id in {"p0", "p1"}
+    read = {prompt.id: (prompt.text, prompt.answer) for prompt in (*task.train(), *task.heldout())}
+    assert read == {"p0": ("0 + 3?\nGo.", "3"), "p1": ("1 + 3?\nGo.", "4")}
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ class ProblemFile:
             )
         order = generator(split_seed, "split").permutation(len(problems)).tolist()
         self._heldout = _prompts(problems, sorted(order[:heldout]))
-        self._train = _prompts(problems, sorted(order[heldout:]))
+        # A problem that stands in the file twice must not be trained on where its twin is held out.
+        kept = {prompt.text for prompt in self._heldout}
+        self._train = _prompts(problems, [i for i in sorted(order[heldout:]) if problems[i][1] not in kept])
 
     def train(self) -> Sequence[Prompt]:
         """Problems to train on, in file order."""
