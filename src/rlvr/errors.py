@@ -1,4 +1,4 @@
-"""The one error meant for people: what was given, what was expected, the override that mends it."""
+"""Errors meant for people: what was given, what was expected, the override that mends it."""
 
 
 class ConfigError(ValueError):
@@ -12,6 +12,14 @@ class ConfigError(ValueError):
 
     def __init__(self, what: str, expected: str, fix: str) -> None:
         super().__init__(f"{what}: expected {expected}; try {fix}")
+
+
+class RunError(RuntimeError):
+    """What ends a run that was configured well: its last checkpoint stands, and it can be continued."""
+
+
+class EngineDiedError(RuntimeError):
+    """A rollout engine is gone in the middle of its work; ``load_weights`` starts it again."""
 
 
 def require_numbers(node: str, *, optional: str = "", **values: object) -> None:

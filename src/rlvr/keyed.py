@@ -23,3 +23,8 @@ def uniforms(seed: int, purpose: str, keys: Sequence[tuple[int, ...]], length: i
     """Uniform draws in [0, 1) for sampling: one row for every key, one column a token; [B, T] in float64."""
     draws = [generator(seed, purpose, *key).random(length) for key in keys]
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, length, dtype=torch.float64)
+
+
+def integer(seed: int, purpose: str, *keys: int) -> int:
+    """One draw from 0 to 2^63 - 1, to seed a generator that is not ours."""
+    return int(generator(seed, purpose, *keys).integers(1 << 63))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from rlvr.batch import Prompt, Rollout
@@ -48,13 +49,28 @@ class SamplingParams:
 
 
 class RolloutEngine(Protocol):
-    """Generates responses with weights that it is given."""
+    """Generates responses with weights that it is given; used by one thread at a time.
+
+    Attributes:
+        dtype: of its arithmetic, which says how close its log-probs can come to the trainer's; None where it
+            computes with the trainer's own weights, or with none: then it cannot generate while they move.
+    """
+
+    dtype: torch.dtype | None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the trainer's weights, streamed as (name, full tensor)."""
+        """Take over the trainer's weights, streamed as (name, full tensor); start the engine where it is dead.
+
+        Raises:
+            RunError: where it has died more often than it is to be started again.
+        """
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Rollout]:
-        """Yield responses as they finish, in any order; the same call gives the same rollouts."""
+        """Yield responses as they finish, in any order; the same call gives the same rollouts.
+
+        Raises:
+            EngineDiedError: where the engine is gone; what it has not yielded is lost.
+        """
 
     def score(self, token_ids: Sequence[int]) -> list[float] | None:
         """Return ln p of every token but the first, at temperature 1, in nats: the probe of a weight sync.

@@ -19,6 +19,8 @@ class ScriptedEngine:
         script: returns the text of a response.
     """
 
+    dtype = None
+
     def __init__(self, policy: Policy, script: Script) -> None:
         self.policy, self.script = policy, script
 

