@@ -89,6 +89,7 @@ def rollout_batch(policy: Policy, *, off_policy: float = 0.4) -> Batch:
         advantages=group_relative(rewards).flatten(),
         old_logprobs=old.clamp(max=-1e-3),
         ref_logprobs=ref.clamp(max=-1e-3),
+        rho=None,
         totals=Totals(tokens=int(mask.sum()), sequences=len(rollouts)),
         micro_batch_size=64,
         facts=FACTS,

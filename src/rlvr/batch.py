@@ -40,7 +40,7 @@ class Rollout:
     Args:
         prompt: what was asked.
         sample: number of the response within its group, 0-based.
-        token_ids: the response, its stop token included; at least one token.
+        token_ids: the response, its stop token included; none where the engine returned nothing.
         logprobs: the engine's ln p of each of them at the sampling temperature, nats; same length.
         finish_reason: ``stop``, or ``length`` where it was cut off at the token limit (truncated).
         text: decoded response without special tokens.
@@ -107,7 +107,7 @@ class Sequences:
         """Pad rollouts to one batch, in their order."""
         prompts = [rollout.prompt.token_ids for rollout in rollouts]
         responses = [rollout.token_ids for rollout in rollouts]
-        width, length = max(map(len, prompts)), max(map(len, responses))
+        width, length = max(map(len, prompts)), max(1, *map(len, responses))
         input_ids = torch.full((len(rollouts), width + length), pad_id)
         attention_mask = torch.zeros(len(rollouts), width + length, dtype=torch.bool)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -120,6 +120,12 @@ class Sequences:
     def targets(self) -> Tensor:
         """The response tokens as one vector, in row order: [N] int64, N = loss_mask.sum()."""
         return self.input_ids[:, -self.loss_mask.shape[1] :][self.loss_mask]
+
+    def scatter(self, values: Sequence[float]) -> Tensor:
+        """One value a response token, in row order, as [B, T] float32; 0 outside the mask."""
+        full = torch.zeros(self.loss_mask.shape)
+        full[self.loss_mask] = torch.tensor(values)
+        return full
 
     def rows(self, index: Tensor | slice) -> "Sequences":
         """Return the given rows, in as few columns as they need."""
@@ -146,6 +152,8 @@ class Batch:
         old_logprobs: [B, T] ln q under the weights that the iteration started from, nats; 0 outside
             ``loss_mask``.
         ref_logprobs: [B, T] under the reference policy, nats; None where no reference is wanted.
+        rho: [B, T] weights of the policy loss that correct for the engine's distribution, see
+            :mod:`rlvr.mismatch`; None where nothing is corrected.
         totals: sizes of the whole mini-batch over all ranks.
         micro_batch_size: rows in one forward pass.
         facts: of the iteration.
@@ -155,6 +163,7 @@ class Batch:
     advantages: Tensor
     old_logprobs: Tensor
     ref_logprobs: Tensor | None
+    rho: Tensor | None
     totals: Totals
     micro_batch_size: int
     facts: IterationFacts
@@ -174,6 +183,7 @@ class Batch:
             advantages=self.advantages[index],
             old_logprobs=self.old_logprobs[index][:, :length],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[index][:, :length],
+            rho=None if self.rho is None else self.rho[index][:, :length],
         )
 
     def micro_batches(self) -> Iterator["Batch"]:
@@ -189,6 +199,7 @@ class Batch:
             advantages=self.advantages.to(device),
             old_logprobs=self.old_logprobs.to(device),
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
+            rho=None if self.rho is None else self.rho.to(device),
         )
 
 

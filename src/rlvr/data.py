@@ -1,31 +1,33 @@
 """The stream of rollout batches: prompts, sync, rollouts, verdicts, log-probs, advantages, mini-batches."""
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from rlvr import mismatch
 from rlvr.advantages import zero_variance
 from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict
 from rlvr.engines import RolloutEngine, SamplingParams
-from rlvr.errors import ConfigError
+from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.keyed import generator
 from rlvr.losses import Totals
+from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.policy import Policy
+from rlvr.rollouts import Ahead, JudgedRollouts, RolloutSource
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.tasks import Task
 from rlvr.verifiers import Verifier
-
-SYNC_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
-"""Largest gap of the probe's log-probs between engine and trainer, nats."""
+from rlvr.weight_sync import WeightSync
 
 
 class RolloutDataModule(LightningDataModule):
@@ -37,6 +39,7 @@ class RolloutDataModule(LightningDataModule):
         verifier: who judges.
         config: sizes and sampling.
         evaluation: of held-out prompts.
+        correction: weights of the policy loss for the engine's distribution, see :mod:`rlvr.mismatch`.
         seed: keys every draw.
 
     Attributes:
@@ -51,15 +54,20 @@ class RolloutDataModule(LightningDataModule):
         config: DataConfig,
         evaluation: EvaluationConfig,
         *,
+        correction: Correction | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.task, self.engine, self.verifier = task, engine, verifier
+        self.task, self.engine = task, engine
+        self.source = RolloutSource(engine, verifier)
+        self.correction = correction
         self.config, self.evaluation, self.seed = config, evaluation, seed
         self.rollouts: list[tuple[Rollout, Verdict]] = []
         self._train: list[Prompt] = []
         self._heldout: list[Prompt] = []
-        self._complained = False
+        self._sync: WeightSync | None = None
+        self._ahead: Ahead | None = None
+        self._restored: dict[str, Any] | None = None
 
     @property
     def fitting(self) -> Trainer:
@@ -127,28 +135,25 @@ class RolloutDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------------------
 
     def iteration(self, k: int) -> Iterator[Batch]:
-        """Yield the mini-batches of iteration ``k``."""
-        prompts = self._prompts(k)
-        self.sync()
-        sampling = SamplingParams(
-            samples=self.config.group_size,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            top_k=self.config.top_k,
-            seed=self.seed,
-            purpose="train",
-            iteration=k,
-        )
-        self.rollouts = self._judged(prompts, sampling)
-        rewards = torch.tensor([verdict.reward for _, verdict in self.rollouts], dtype=torch.float64)
-        rewards = rewards.view(len(prompts), self.config.group_size)
-        sequences = Sequences.of([rollout for rollout, _ in self.rollouts], self.module.policy.pad_id)
+        """Yield the mini-batches of iteration ``k``.
+
+        Raises:
+            RunError: where no response has a token, or the engine died too often.
+        """
+        generated = self._generated(k)
+        self.rollouts = generated.pairs
+        if self.config.lookahead and k + 1 < (self.fitting.max_epochs or 0):
+            self.sync()
+            prompts, sampling = self._prompts(k + 1), self._sampling(k + 1)
+            self._ahead = Ahead(k + 1, partial(self.source.generate, prompts, sampling, version=k))
+        rollouts = [rollout for rollout, _ in generated.pairs]
+        sequences = Sequences.of(rollouts, self.module.policy.pad_id)
+        rewards = torch.tensor([verdict.reward for _, verdict in generated.pairs], dtype=torch.float64)
+        rewards = rewards.view(-1, self.config.group_size)
         with self.timed("time/logprob_s"):
-            old_logprobs, entropy = self._score(self.module.policy, sequences)
+            policy_logprobs, entropy = self._score(self.module.policy, sequences)
             reference = self.module.reference
             ref_logprobs = None if reference is None else self._score(reference, sequences)[0]
-        self._log_rollouts(rewards, entropy)
         entropy_total, tokens, reward_total, count = self._sum(
             torch.stack(
                 [
@@ -159,11 +164,17 @@ class RolloutDataModule(LightningDataModule):
                 ]
             )
         ).tolist()
+        if not tokens:
+            raise RunError(f"every response of iteration {k} is empty: is a stop token part of the prompt?")
+        self._log_rollouts(generated, rewards, entropy, staleness=k - generated.version)
+        engine_logprobs = sequences.scatter([lp for rollout in rollouts for lp in rollout.logprobs])
+        rho = self._rho(policy_logprobs, engine_logprobs, sequences.loss_mask)
         whole = Batch(
             sequences=sequences,
             advantages=self.module.algorithm.advantages(rewards).flatten(),
-            old_logprobs=old_logprobs,
+            old_logprobs=engine_logprobs if self.config.old_logprobs == "engine" else policy_logprobs,
             ref_logprobs=ref_logprobs,
+            rho=rho,
             totals=Totals(tokens=int(tokens), sequences=int(count)),
             micro_batch_size=self.config.micro_batch_size,
             facts=IterationFacts(
@@ -172,34 +183,91 @@ class RolloutDataModule(LightningDataModule):
         )
         yield from self._minibatches(whole, k)
 
-    def sync(self) -> None:
-        """Hand the weights to the engine, and prove that it uses them.
+    def _generated(self, k: int) -> JudgedRollouts:
+        """The responses of iteration ``k``: those generated ahead, or new ones by the newest weights."""
+        generated: JudgedRollouts | None = None
+        begin = time.perf_counter()
+        try:
+            if self._ahead is not None and self._ahead.iteration == k:
+                generated = self._ahead.result()
+            elif self._restored is not None and self._restored["iteration"] == k and self.config.lookahead:
+                generated = JudgedRollouts.of_plain(self._restored["rollouts"], self._prompts(k))
+        except EngineDiedError as error:
+            self._say_died(error)
+        self._ahead = self._restored = None
+        self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
+        return generated or self._generate(self._prompts(k), self._sampling(k), version=k)
 
-        Raises:
-            RuntimeError: where the engine's log-probs of a fixed sequence are not the trainer's.
+    def _generate(self, prompts: list[Prompt], sampling: SamplingParams, version: int) -> JudgedRollouts:
+        """Sync the engine and generate, again where it died on any rank; it counts its deaths itself."""
+        generated: JudgedRollouts | None = None
+        while int(self._sum(torch.tensor(int(generated is None)))):
+            try:
+                self.sync()
+                generated = generated or self.source.generate(prompts, sampling, version)
+            except EngineDiedError as error:
+                self._say_died(error)
+        assert generated is not None
+        return generated
+
+    def _say_died(self, error: EngineDiedError) -> None:
+        print(f"{error}; starting it again, and generating the prompts anew", file=sys.stderr, flush=True)
+
+    def _sampling(self, k: int) -> SamplingParams:
+        return SamplingParams(
+            samples=self.config.group_size,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=self.config.top_k,
+            seed=self.seed,
+            purpose="train",
+            iteration=k,
+        )
+
+    def _rho(self, policy_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor | None:
+        """Weights that correct for the engine's distribution [B, T], if wanted; log how far off it is."""
+        if self.config.truncated:
+            return None  # the engine's log-probs are then of another vocabulary
+        ledger, tokens = self.module.ledger, mask.sum()
+        log_rho = mismatch.log_rho(policy_logprobs, engine_logprobs, mask)
+        rho = log_rho.exp()
+        # Schulman's k3 on the engine's samples: unbiased, never negative.
+        ledger.add("rollout/engine_kl", torch.where(mask, rho - 1 - log_rho, 0.0).sum(), tokens)
+        ledger.add("rollout/rho_mean", torch.where(mask, rho, 0.0).sum(), tokens)
+        if self.correction is None:
+            return None
+        weights = self.correction(log_rho, mask)
+        ledger.add("rollout/rho_cut_mean", torch.where(mask, weights, 0.0).sum(), tokens)
+        cut = mask & ~torch.isclose(weights, rho)
+        ledger.add("rollout/rho_cut_frac", cut.sum(), tokens)
+        return weights
+
+    def state_dict(self) -> dict[str, Any]:
+        """The responses generated ahead, and which weights they came from; empty without any.
+
+        Those of this rank: another rank that resumes from them generates its own anew.
         """
-        policy = self.module.policy
+        generated = self._ahead.wait() if self._ahead is not None else None
+        if self._ahead is None or generated is None:
+            return {}
+        return {"iteration": self._ahead.iteration, "rollouts": generated.plain()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what :meth:`state_dict` returned until its iteration comes."""
+        self._restored = state_dict or None
+
+    def sync(self) -> None:
+        """Hand the weights to the engine, and prove that it uses them: see :class:`WeightSync`."""
         with self.timed("time/weight_sync_s"):
-            self.engine.load_weights(policy.named_weights())
-            vocabulary = policy.model.config.get_text_config().vocab_size
-            probe = [(13 + 7919 * i) % vocabulary for i in range(16)]
-            theirs = self.engine.score(probe)
-            if theirs is None:
-                return
-            with torch.no_grad(), self._precision():
-                ids = torch.tensor([probe])
-                sequences = Sequences(
-                    ids, torch.ones_like(ids, dtype=torch.bool), torch.ones(1, 15, dtype=torch.bool)
-                )
-                ours = policy.logprobs(sequences.to(self.module.device)).logprobs.cpu()
-        gap = (ours - torch.tensor(theirs)).abs().max().item()
-        mixed = "bf16" in str(self.fitting.precision)
-        tolerance = SYNC_TOLERANCE[torch.bfloat16 if mixed else next(policy.parameters()).dtype]
-        if not gap <= tolerance:
-            raise RuntimeError(
-                f"after the weight sync the engine's log-probs differ from the trainer's by {gap:.2g} nats, "
-                f"expected at most {tolerance}: it generates with other weights"
-            )
+            if self._sync is None:
+                policy = self.module.policy
+                mixed = "bf16" in str(self.fitting.precision)
+                dtype = torch.bfloat16 if mixed else next(policy.parameters()).dtype
+                self._sync = WeightSync(policy, self.engine, self._precision, dtype)
+            gap = self._sync()
+        if gap is not None:
+            self.module.ledger.add("rollout/sync_gap", gap)
 
     def _prompts(self, k: int) -> list[Prompt]:
         """This rank's prompts of iteration ``k``: passes in keyed order, no prompt twice in an iteration."""
@@ -208,47 +276,6 @@ class RolloutDataModule(LightningDataModule):
         begin = k % per_pass * self.config.num_prompts
         chosen = order[begin : begin + self.config.num_prompts].tolist()
         return [self._train[i] for i in chosen[self.fitting.global_rank :: self.fitting.world_size]]
-
-    def _judged(self, prompts: list[Prompt], sampling: SamplingParams) -> list[tuple[Rollout, Verdict]]:
-        """Generate and judge, the one while the other goes on; in prompt and sample order."""
-        place = {prompt.index: i for i, prompt in enumerate(prompts)}
-        judged, verify_s, errors, begin = [], 0.0, 0, time.perf_counter()
-        for rollout in self.engine.generate(prompts, sampling):
-            started = time.perf_counter()
-            verdict = self._verdict(rollout)
-            verify_s += time.perf_counter() - started
-            errors += verdict.reason.startswith("verifier error")
-            judged.append((rollout, verdict))
-        if judged and errors == len(judged):
-            raise RuntimeError(f"the verifier failed on every response: {judged[0][1].reason}")
-        ledger, purpose = self.module.ledger, "rollout" if sampling.purpose == "train" else "val"
-        ledger.add("time/verify_s" if purpose == "rollout" else "time/heldout_verify_s", verify_s)
-        ledger.add(
-            "time/rollout_s" if purpose == "rollout" else "time/heldout_s",
-            time.perf_counter() - begin - verify_s,
-        )
-        ledger.add(
-            f"{purpose}/verifier_errors", errors / self.fitting.world_size, 1 / self.fitting.world_size
-        )
-        return sorted(judged, key=lambda pair: (place[pair[0].prompt.index], pair[0].sample))
-
-    def _verdict(self, rollout: Rollout) -> Verdict:
-        """Judge one response; what the verifier cannot take is reported and gets no reward."""
-        try:
-            verdict = self.verifier(rollout.prompt, rollout.text)
-            if math.isfinite(verdict.reward):
-                return verdict
-            problem = f"reward {verdict.reward}"
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        if not self._complained:
-            self._complained = True
-            print(
-                f"verifier error on prompt {rollout.prompt.id}, response {rollout.text[:80]!r}: {problem} "
-                "(reward 0; further ones are counted in rollout/verifier_errors)",
-                file=sys.stderr,
-            )
-        return Verdict(reward=0.0, correct=False, answer=None, reason=f"verifier error: {problem}")
 
     @torch.no_grad()
     def _score(self, policy: Policy, sequences: Sequences) -> tuple[Tensor, Tensor]:
@@ -267,7 +294,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _minibatches(self, whole: Batch, k: int) -> Iterator[Batch]:
         """Split by rows into optimizer mini-batches, prompts in a keyed order, a new one every epoch."""
-        group, ranks = self.config.group_size, self.fitting.world_size
+        group = self.config.group_size
         prompts = len(whole.advantages) // group
         size = len(whole.advantages) // self.config.minibatches
         for epoch in range(self.config.epochs):
@@ -276,13 +303,16 @@ class RolloutDataModule(LightningDataModule):
             rows = (order[:, None] * group + torch.arange(group)).flatten()
             for begin in range(0, len(rows), size):
                 batch = whole.rows(rows[begin : begin + size])
-                tokens = self._sum(batch.loss_mask.sum())
-                yield replace(batch, totals=Totals(tokens=int(tokens), sequences=size * ranks))
+                mask = batch.loss_mask
+                tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
+                yield replace(batch, totals=Totals(tokens=tokens, sequences=sequences))
 
-    def _log_rollouts(self, rewards: Tensor, entropy: Tensor) -> None:
+    def _log_rollouts(
+        self, generated: JudgedRollouts, rewards: Tensor, entropy: Tensor, staleness: int
+    ) -> None:
         ledger = self.module.ledger
-        rollouts = [rollout for rollout, _ in self.rollouts]
-        correct = torch.tensor([verdict.correct for _, verdict in self.rollouts]).view_as(rewards)
+        rollouts = [rollout for rollout, _ in generated.pairs]
+        correct = torch.tensor([verdict.correct for _, verdict in generated.pairs]).view_as(rewards)
         distinct = len({(rollout.prompt.index, rollout.token_ids) for rollout in rollouts})
         ledger.add("rollout/reward_mean", rewards.sum(), rewards.numel())
         ledger.add("rollout/pass_at_k", correct.any(dim=1).sum(), len(rewards))
@@ -291,15 +321,27 @@ class RolloutDataModule(LightningDataModule):
         ledger.add(
             "rollout/truncated_frac", sum(r.finish_reason == "length" for r in rollouts), len(rollouts)
         )
+        ledger.add("rollout/empty_frac", sum(not r.token_ids for r in rollouts), len(rollouts))
         ledger.add("rollout/distinct_frac", distinct, len(rollouts))
         ledger.add("rollout/entropy", entropy.sum(), len(entropy))
+        ledger.add("rollout/staleness", staleness)
+        self._log_generation("rollout", generated, "time/rollout_s", "time/verify_s")
+
+    def _log_generation(
+        self, prefix: str, generated: JudgedRollouts, rollout_key: str, verify_key: str
+    ) -> None:
+        ledger, ranks = self.module.ledger, self.fitting.world_size
+        ledger.add(rollout_key, generated.rollout_s)
+        ledger.add(verify_key, generated.verify_s)
+        ledger.add(f"{prefix}/verifier_errors", generated.verifier_errors / ranks, 1 / ranks)
 
     # Held-out prompts
     # ---------------------------------------------------------------------------------------------
 
     def heldout(self) -> Iterator[Evaluation]:
         """Yield the judged samples of the held-out prompts; the same draws at every evaluation."""
-        self.sync()
+        if self._ahead is not None:
+            self._ahead.wait()  # the engine is busy with it
         sampling = SamplingParams(
             samples=self.evaluation.samples,
             max_new_tokens=self.config.max_new_tokens,
@@ -309,8 +351,9 @@ class RolloutDataModule(LightningDataModule):
             purpose="heldout",
         )
         prompts = self._heldout[self.fitting.global_rank :: self.fitting.world_size]
-        judged = self._judged(prompts, sampling)
-        verdicts = [verdict for _, verdict in judged]
+        generated = self._generate(prompts, sampling, version=self.fitting.current_epoch)
+        self._log_generation("val", generated, "time/heldout_s", "time/heldout_verify_s")
+        verdicts = [verdict for _, verdict in generated.pairs]
         groups = [verdicts[i : i + sampling.samples] for i in range(0, len(verdicts), sampling.samples)]
         yield Evaluation(
             name="heldout",

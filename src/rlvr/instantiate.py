@@ -21,6 +21,7 @@ TOP_LEVEL = [
     "engine",
     "verifier",
     "algorithm",
+    "correction",
     "clip",
     "regions",
     "callbacks",

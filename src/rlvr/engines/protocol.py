@@ -9,6 +9,9 @@ from torch import Tensor
 
 from rlvr.batch import Prompt, Rollout
 
+PROBE_LENGTH = 16
+"""Tokens of the sequence that every engine can score."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -52,14 +55,16 @@ class RolloutEngine(Protocol):
     """Generates responses with weights that it is given; used by one thread at a time.
 
     Attributes:
-        dtype: of its arithmetic, which says how close its log-probs can come to the trainer's; None where it
-            computes with the trainer's own weights, or with none: then it cannot generate while they move.
+        dtype: of its arithmetic, which says how close its log-probs come to the trainer's; None without
+            weights of its own.
+        concurrent: it can generate while the trainer trains.
     """
 
     dtype: torch.dtype | None
+    concurrent: bool
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the trainer's weights, streamed as (name, full tensor); start the engine where it is dead.
+        """Take over the trainer's weights, streamed as (name, full tensor); start a dead engine.
 
         Raises:
             RunError: where it has died more often than it is to be started again.

@@ -19,7 +19,7 @@ class ScriptedEngine:
         script: returns the text of a response.
     """
 
-    dtype = None
+    dtype, concurrent = None, True
 
     def __init__(self, policy: Policy, script: Script) -> None:
         self.policy, self.script = policy, script

@@ -33,7 +33,7 @@ class TransformersEngine:
         if max_num_seqs < 1:
             raise ValueError(f"engine.max_num_seqs={max_num_seqs} must be at least 1")
         self.model = copy.deepcopy(policy.model).eval() if own_copy else policy.model
-        self.own_copy = own_copy
+        self.own_copy = self.concurrent = own_copy
         self.dtype: torch.dtype | None = self.model.dtype if own_copy else None
         self.max_num_seqs = max_num_seqs
         self.tokenizer, self.pad_id, self.stop_ids = policy.tokenizer, policy.pad_id, policy.stop_ids

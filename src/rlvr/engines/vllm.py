@@ -8,6 +8,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlvr.batch import Prompt, Rollout
-from rlvr.engines.protocol import SamplingParams
+from rlvr.engines.protocol import PROBE_LENGTH, SamplingParams
 from rlvr.engines.vllm_server import Finished, Request, ServerSettings, VllmServer
 from rlvr.engines.weight_stream import WeightBuffer
 from rlvr.errors import ConfigError, EngineDiedError, RunError
@@ -103,8 +104,7 @@ class VllmEngine:
                 raise ConfigError(f"engine.{name}={value}", f"at least {least}", f"engine.{name}={least}")
         if not 0 < memory_share <= 1:
             raise ConfigError(f"engine.memory_share={memory_share}", "in (0, 1]", "engine.memory_share=0.4")
-        self.max_length = max_prompt_tokens + max_new_tokens
-        self.max_length = min(self.max_length, policy.max_length)
+        self.max_length = min(max_prompt_tokens + max_new_tokens, policy.max_length)
         self.tokenizer, self.stop_ids = policy.tokenizer, policy.stop_ids
         self.dtype: torch.dtype | None = getattr(torch, dtype)
         self.max_restarts, self.timeout_s, self.threads = max_restarts, timeout_s, threads
@@ -115,10 +115,11 @@ class VllmEngine:
         if kv_cache_gib is None and self.on_cpu:
             kv_cache_gib = CPU_KV_CACHE_GIB
         shared = not self.on_cpu and device is None
+        self.concurrent = not shared
         self._settings = ServerSettings(
             model=self._folder.name,
             dtype=dtype,
-            max_model_len=self.max_length,
+            max_model_len=max(self.max_length, PROBE_LENGTH + 1),
             max_num_seqs=max_num_seqs,
             tensor_parallel_size=tensor_parallel_size,
             enforce_eager=enforce_eager,
@@ -128,7 +129,6 @@ class VllmEngine:
             worker=self.WORKER,
             options=options or {},
         )
-        self._shared = shared
         self._server: VllmServer | EngineProcess | None = None if shared else self._process()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -136,8 +136,8 @@ class VllmEngine:
         if isinstance(self._server, EngineProcess) and self._server.dead:
             if self._restarts == self.max_restarts:
                 raise RunError(
-                    f"the vLLM engine died {self._restarts + 1} times, engine.max_restarts={self.max_restarts}; "
-                    f"its log is {self._server.log}"
+                    f"the vLLM engine died {self._restarts + 1} times, and "
+                    f"engine.max_restarts={self.max_restarts}; its log is {self._server.log}"
                 )
             self._restarts += 1
             self._server.close()
@@ -158,8 +158,8 @@ class VllmEngine:
         for prompt in prompts:
             if len(prompt.token_ids) + sampling.max_new_tokens > self.max_length:
                 raise ValueError(
-                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new ones "
-                    f"exceed the engine's {self.max_length}"
+                    f"prompt {prompt.id}: {len(prompt.token_ids)} tokens and {sampling.max_new_tokens} new "
+                    f"ones exceed the engine's {self.max_length}"
                 )
         requests = [
             Request(
@@ -279,18 +279,18 @@ class EngineProcess:
     def generate(self, requests: Sequence[Request]) -> Iterator[list[Finished]]:
         """Yield responses as they finish; leaving early ends the others."""
         self._send("generate", list(requests))
-        running = True
         try:
-            while running:
-                kind, value = self._receive(self._timeout_s)
-                running = kind == "finished"
-                if running:
-                    yield value
-        finally:
-            if running and not self.dead:
-                self._send("stop")
-                while self._receive(self._timeout_s)[0] == "finished":
-                    pass
+            while (message := self._receive(self._timeout_s))[0] == "finished":
+                yield message[1]
+        except GeneratorExit:
+            self._send("stop")
+            while self._receive(self._timeout_s)[0] == "finished":
+                pass
+            raise
+        except KeyboardInterrupt:
+            # Perhaps in the middle of a message: nothing after it could be read.
+            self._died("interrupted")
+            raise
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Ln p of every token but the first, in nats."""
@@ -300,11 +300,9 @@ class EngineProcess:
     def close(self) -> None:
         """End the process and its workers; keep its log where it died of itself."""
         if not self.dead:
-            try:
+            with suppress(EngineDiedError, subprocess.TimeoutExpired):
                 self._send("close")
                 self._process.wait(timeout=10)
-            except (EngineDiedError, subprocess.TimeoutExpired):
-                pass
             self.log.unlink(missing_ok=True)
         self._finalizer()
         self._buffer.close()
@@ -350,9 +348,9 @@ class EngineProcess:
         self.dead = True
         self._finalizer()
         code = self._process.returncode
-        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        detail = reason if reason.splitlines() == [reason] else " ".join(reason.split())
-        return EngineDiedError(f"vLLM's process {self.pid} ended, {detail} ({how}; log: {self.log})")
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        reason = " ".join(reason.split())
+        return EngineDiedError(f"vLLM's process {self.pid}: {reason} ({how}; log: {self.log})")
 
 
 def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
@@ -363,8 +361,6 @@ def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
         deadline = time.monotonic() + 0.5
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

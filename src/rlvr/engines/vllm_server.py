@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ class Request(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """One response: the request's number, tokens, ln p in nats, ``stop`` or ``length``, prompt tokens reused."""
+    """The number of its request, tokens, ln p in nats, ``stop`` or ``length``, prompt tokens cached."""
 
     number: int
     token_ids: tuple[int, ...]
@@ -142,7 +142,7 @@ class VllmServer:
             self._asleep = False
         self._engine.reset_prefix_cache()
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[list[Finished]]:
+    def generate(self, requests: Sequence[Request]) -> Generator[list[Finished], None, None]:
         """Yield after every step the responses that it finished, often none."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -250,7 +250,7 @@ class WeightWorker:
         self.rlvr_repack(model)
 
     def rlvr_repack(self, model: Any) -> None:
-        """Pack a tied head again: on a CPU it holds a packed copy of the embedding, which no reload renews."""
+        """Pack a tied head again: on a CPU it has a packed copy of the embedding, which no reload renews."""
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
         head = getattr(model, "lm_head", None)
@@ -287,26 +287,29 @@ def serve(connection: Connection) -> None:
             if kind == "generate":
                 _generate(server, connection, *arguments)
             else:
-                calls = {
+                calls: dict[str, Callable[..., object]] = {
                     "begin": server.begin_load,
                     "pieces": lambda pieces: server.load_pieces(path, pieces),
                     "finish": server.finish_load,
                     "score": server.score,
                 }
                 connection.send(("ok", calls[kind](*arguments)))
+        except EOFError:
+            raise
         except Exception as error:
             connection.send(("error", _said(error)))
             raise
 
 
 def _generate(server: VllmServer, connection: Connection, requests: list[Request]) -> None:
-    """Send responses as they finish; the one message that can come meanwhile is ``stop``."""
+    """Send responses as they finish; what can come meanwhile is ``stop`` or ``close``."""
     said = time.monotonic()
     steps = server.generate(requests)
     for finished in steps:
         if connection.poll():
-            connection.recv()
             steps.close()
+            if connection.recv()[0] == "close":
+                raise EOFError
             break
         if finished or time.monotonic() - said > HEARTBEAT_S:
             said = time.monotonic()

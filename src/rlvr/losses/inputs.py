@@ -27,7 +27,7 @@ class LossInputs:
         clip: the thresholds of this iteration.
         entropy: full-vocabulary entropy of the policy being trained, nats, detached.
         ref_logprobs: ln p under the reference policy, nats.
-        rho: correction for the engine's distribution, dimensionless.
+        rho: correction for the engine's distribution, dimensionless, which the module multiplies the loss by.
         widen: bool, tokens whose bounds are at least as wide as :data:`BAND` (region mode ``extend``).
     """
 
