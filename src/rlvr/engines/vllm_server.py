@@ -109,8 +109,7 @@ class VllmServer:
             "generation_config": "vllm",  # no sampling defaults of the model's own
             "disable_log_stats": True,
             "worker_extension_cls": settings.worker,
-            # Prompts of a hundred tokens should share blocks; the CPU's kernels want multiples of 32.
-            **({"block_size": 32} if current_platform.is_cpu() else {}),
+            **(_on_cpu(settings) if current_platform.is_cpu() else {}),
             **settings.options,
         }
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
@@ -197,6 +196,16 @@ class VllmServer:
     def close(self) -> None:
         """Give everything back."""
         self._engine.engine_core.shutdown()
+
+
+def _on_cpu(settings: ServerSettings) -> dict[str, Any]:
+    return {
+        # Prompts of a hundred tokens should share blocks; the kernels want multiples of 32.
+        "block_size": 32,
+        # A prompt in two chunks rewinds its request's generator, which a CPU generator cannot (vLLM 0.32).
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, settings.max_model_len),
+    }
 
 
 def _finished(number: int, output: Any) -> Finished:

@@ -72,8 +72,8 @@ class WeightBuffer:
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
             data = tensor.contiguous().view(-1).view(torch.uint8)
-            begin = 0
-            while begin < len(data):
+            begin, whole = 0, False
+            while not whole:
                 if used == self._half:
                     yield pieces
                     half, used, pieces = 1 - half, 0, []
@@ -82,6 +82,7 @@ class WeightBuffer:
                 self._bytes[place : place + size].copy_(data[begin : begin + size])
                 pieces.append(Piece(name, tensor.dtype, tuple(tensor.shape), begin, place, size))
                 begin, used = begin + size, used + size
+                whole = begin == len(data)
         if pieces:
             yield pieces
 

