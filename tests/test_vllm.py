@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -272,7 +271,7 @@ def one_layer_missing(weights: Weights) -> Weights:
 
 def test_a_right_sync_passes_the_probe(shared: VllmEngine, policy: Policy) -> None:
     for trainer in (policy, moved(policy)):
-        found = WeightSync(trainer, shared, nullcontext, torch.float32)()
+        found = WeightSync(trainer, shared)()
         assert found is not None
         assert found < 3e-5
 
@@ -289,7 +288,7 @@ def test_a_wrong_sync_stops_the_run(
     engine: VllmEngine, policy: Policy, fault: Callable[[Weights], Weights]
 ) -> None:
     with pytest.raises(RunError, match="it generates with other weights"):
-        WeightSync(moved(policy), Wrong(engine, fault), nullcontext, torch.float32)()
+        WeightSync(moved(policy), Wrong(engine, fault))()
 
 
 def test_a_stale_tied_head_stops_the_run(policy: Policy) -> None:
@@ -297,7 +296,7 @@ def test_a_stale_tied_head_stops_the_run(policy: Policy) -> None:
     engine = planted.StaleHeadEngine(policy, **SIZES)
     try:
         with pytest.raises(RunError, match="it generates with other weights"):
-            WeightSync(policy, engine, nullcontext, torch.float32)()
+            WeightSync(policy, engine)()
     finally:
         engine.close()
 
@@ -312,7 +311,7 @@ def test_an_untied_head_is_synced(policy: Policy, tmp_path: Path) -> None:
     assert "lm_head.weight" in dict(untied.named_weights())
     engine = VllmEngine(untied, **SIZES)
     try:
-        sync = WeightSync(untied, engine, nullcontext, torch.float32)
+        sync = WeightSync(untied, engine)
         assert sync() < 3e-5  # type: ignore[operator]
         with torch.no_grad():
             untied.model.lm_head.weight.mul_(1.1)
@@ -324,7 +323,7 @@ def test_an_untied_head_is_synced(policy: Policy, tmp_path: Path) -> None:
 def test_bfloat16_engine_beside_a_float32_trainer(policy: Policy) -> None:
     engine = VllmEngine(policy, **SIZES, dtype="bfloat16")
     try:
-        found = WeightSync(policy, engine, nullcontext, torch.float32)()
+        found = WeightSync(policy, engine)()
         assert found is not None
         assert 1e-4 < found < 0.15
         assert gap(generated(engine, policy), policy) < 0.15

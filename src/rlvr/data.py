@@ -263,10 +263,7 @@ class RolloutDataModule(LightningDataModule):
         """Hand the weights to the engine, and prove that it uses them: see :class:`WeightSync`."""
         with self.timed("time/weight_sync_s"):
             if self._sync is None:
-                policy = self.module.policy
-                mixed = "bf16" in str(self.fitting.precision)
-                dtype = torch.bfloat16 if mixed else next(policy.parameters()).dtype
-                self._sync = WeightSync(policy, self.engine, self._precision, dtype)
+                self._sync = WeightSync(self.module.policy, self.engine)
             gap = self._sync()
         if gap is not None:
             self.module.ledger.add("rollout/sync_gap", gap)

@@ -1,7 +1,6 @@
 """The probe after every sync catches an engine that generates with other weights than the trainer's."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def moved(policy: Policy, by: float) -> None:
 
 
 def sync_of(policy: Policy, engine: TransformersEngine) -> WeightSync:
-    return WeightSync(policy, engine, nullcontext, torch.float32)
+    return WeightSync(policy, engine)
 
 
 @pytest.mark.parametrize("step", [1e-4, 1e-2])

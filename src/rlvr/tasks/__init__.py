@@ -3,5 +3,6 @@
 from rlvr.tasks.letters import LettersTask
 from rlvr.tasks.problem_file import ProblemFile
 from rlvr.tasks.protocol import Task
+from rlvr.tasks.word_problems import WordProblemsTask
 
-__all__ = ["LettersTask", "ProblemFile", "Task"]
+__all__ = ["LettersTask", "ProblemFile", "Task", "WordProblemsTask"]
