@@ -1,5 +1,6 @@
 """One training run, from a composed configuration to its report."""
 
+import copy
 import json
 import logging
 import os
@@ -18,7 +19,9 @@ from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
 from rlvr.algorithm import Algorithm
+from rlvr.batch import IterationFacts
 from rlvr.callbacks import (
+    AdaptiveEntropyCoef,
     AtomicCheckpointIO,
     Checkpoints,
     ClipScheduler,
@@ -31,7 +34,7 @@ from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError
 from rlvr.instantiate import build, check, plain
-from rlvr.losses import Loss, LossInputs
+from rlvr.losses import Loss, LossInputs, Needs, check_clip, name_of, needs_of
 from rlvr.module import RLVRModule
 from rlvr.regions import RegionAblation
 from rlvr.settings import DataConfig, EvaluationConfig
@@ -64,6 +67,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     clip_range, scheduler = _clip(build(cfg, "clip"))
     bf16 = "bf16" in str(cfg.trainer.get("precision")) or cfg.policy.get("dtype") == "bfloat16"
     regions = _regions(cfg, scheduler, bf16)
+    loss_warnings = _check_loss(algorithm.loss, clip_range, scheduler, regions)
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks or {}]
     _one_writer(scheduler, callbacks)
     task = build(cfg, "task")
@@ -75,7 +79,13 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     policy = build(cfg, "policy")
     engine = build(cfg, "engine", policy=policy)
     module = RLVRModule(
-        policy, algorithm, clip_range, regions=regions, temperature=sizes.temperature, updates=sizes.updates
+        policy,
+        algorithm,
+        clip_range,
+        regions=regions,
+        temperature=sizes.temperature,
+        updates=sizes.updates,
+        seed=cfg.seed,
     )
     data = RolloutDataModule(task, engine, verifier, sizes, evaluation, seed=cfg.seed)
     stop = StopRequest()
@@ -102,9 +112,10 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         use_distributed_sampler=False,
     )
     objective = effective_objective(module, scheduler, sizes, int(cfg.trainer.max_epochs))
+    objective += "".join(f", {each}" for each in callbacks if isinstance(each, AdaptiveEntropyCoef))
     if trainer.is_global_zero:
         print(objective, flush=True)
-        for warning in powerless(module, scheduler, sizes):
+        for warning in [*loss_warnings, *powerless(module, scheduler, sizes)]:
             print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     try:
         if checkpoint is None:
@@ -139,13 +150,14 @@ def effective_objective(
 ) -> str:
     """One line that says what is being optimised."""
     algorithm = module.algorithm
-    loss = getattr(algorithm.loss, "func", algorithm.loss)
     aggregation = getattr(algorithm.aggregation, "func", algorithm.aggregation)
     regions = module.regions
     parts = [
-        getattr(loss, "__name__", type(loss).__name__),
+        name_of(algorithm.loss),
         getattr(aggregation, "__name__", type(aggregation).__name__),
-        str(scheduler) if scheduler is not None else str(module.clip_range),
+        "no bounds"
+        if needs_of(algorithm.loss).bounds == "none"
+        else str(module.clip_range if scheduler is None else scheduler),
         f"{sizes.updates} updates per {sizes.num_prompts * sizes.group_size} responses",
         f"{iterations} iterations",
         f"KL {algorithm.kl_coef:g}" + (f" ({algorithm.kl_estimator})" if algorithm.kl_coef else ""),
@@ -260,10 +272,46 @@ def _rehearse(loss: Loss) -> None:
         return  # one from outside may count its calls
     zero = torch.zeros(1)
     clip = ClipRange.fixed(0.2, 0.2)
+    yes = torch.ones(1, dtype=torch.bool)
+    inputs = LossInputs(zero, zero, zero, yes, clip, entropy=zero, sequence_log_ratio=zero, selected=yes)
     try:
-        loss(LossInputs(zero, zero, zero, torch.ones(1, dtype=torch.bool), clip, entropy=zero))
+        loss(inputs)
     except ValueError as error:
         raise ConfigError("algorithm.loss", f"other values ({error})", "algorithm.loss.KEY=VALUE") from error
+
+
+def _check_loss(
+    loss: Loss, clip_range: ClipRange, scheduler: ClipScheduler | None, regions: RegionAblation | None
+) -> list[str]:
+    """Refuse bounds and region modes that mean nothing to a loss; return warnings about the others."""
+    needs, name = needs_of(loss), name_of(loss)
+    if needs.bounds == "none" and scheduler is not None:
+        raise ConfigError(
+            f"clip={type(scheduler).__name__}",
+            f"no schedule, for {name} has no bounds that it could move",
+            "clip=constant",
+        )
+    ranges = [clip_range]
+    if scheduler is not None and needs != Needs():
+        # A copy: a schedule with a state must not have taken a step.
+        nothing = IterationFacts(iteration=0, entropy=0.0, reward_mean=0.0)
+        ranges = [copy.deepcopy(scheduler).clip_range(at, nothing) for at in (0.0, 0.5, 1 - 1e-9)]
+    found = [warning for each in ranges if (warning := check_clip(loss, each)) is not None]
+    if regions is None:
+        return found[:1]
+    if regions.mode in ("only", "extend") and needs.sequence_stats:
+        raise ConfigError(
+            f"regions.mode={regions.mode} beside {name}",
+            "drop or isolate, for this loss clips a sequence's ratio and the band is one of tokens",
+            "regions.mode=isolate",
+        )
+    if regions.mode == "extend" and needs.bounds != "clip":
+        raise ConfigError(
+            f"regions.mode=extend beside {name}",
+            "another mode, for this loss cuts no token's gradient and has no clip to widen",
+            "regions.mode=drop",
+        )
+    return found[:1]
 
 
 def _regions(cfg: DictConfig, scheduler: ClipScheduler | None, bf16: bool) -> RegionAblation | None:
