@@ -34,7 +34,7 @@ from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError
 from rlvr.instantiate import build, check, plain
-from rlvr.losses import Loss, LossInputs, Needs, check_clip, name_of, needs_of
+from rlvr.losses import Aggregation, Loss, LossInputs, Needs, Totals, check_clip, name_of, needs_of
 from rlvr.module import RLVRModule
 from rlvr.regions import RegionAblation
 from rlvr.settings import DataConfig, EvaluationConfig
@@ -61,7 +61,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     _quiet()
     checkpoint = _checkpoint(cfg.ckpt_path, folder)
     algorithm: Algorithm = build(cfg, "algorithm")
-    _rehearse(algorithm.loss)
+    _rehearse(algorithm.loss, algorithm.aggregation)
     sizes = DataConfig(**plain(cfg.data))
     evaluation = EvaluationConfig(**plain(cfg.evaluation))
     clip_range, scheduler = _clip(build(cfg, "clip"))
@@ -265,19 +265,23 @@ def _clip(node: Any) -> tuple[ClipRange, ClipScheduler | None]:
     )
 
 
-def _rehearse(loss: Loss) -> None:
-    """Evaluate a loss of this package on one token, so that a refusal does not wait for rollouts."""
-    function = getattr(loss, "func", loss)
-    if not getattr(function, "__module__", "").startswith("rlvr."):
-        return  # one from outside may count its calls
-    zero = torch.zeros(1)
-    clip = ClipRange.fixed(0.2, 0.2)
-    yes = torch.ones(1, dtype=torch.bool)
+def _rehearse(loss: Loss, aggregation: Aggregation) -> None:
+    """Evaluate what is of this package on one token, so that a refusal does not wait for rollouts."""
+    zero, yes = torch.zeros(1), torch.ones(1, dtype=torch.bool)
+    clip = ClipRange.fixed(1.0, 4.0)  # that every loss takes
     inputs = LossInputs(zero, zero, zero, yes, clip, entropy=zero, sequence_log_ratio=zero, selected=yes)
-    try:
-        loss(inputs)
-    except ValueError as error:
-        raise ConfigError("algorithm.loss", f"other values ({error})", "algorithm.loss.KEY=VALUE") from error
+    for name, part, arguments in (
+        ("loss", loss, (inputs,)),
+        ("aggregation", aggregation, (yes[None], Totals(tokens=1, sequences=1))),
+    ):
+        function: Any = getattr(part, "func", part)
+        if not getattr(function, "__module__", "").startswith("rlvr."):
+            continue  # one from outside may count its calls
+        try:
+            part(*arguments)
+        except ValueError as error:
+            key = f"algorithm.{name}"
+            raise ConfigError(key, f"other values ({error})", f"{key}.KEY=VALUE") from error
 
 
 def _check_loss(

@@ -31,6 +31,6 @@ def sapo(inputs: LossInputs, *, tau_positive: float = 1.0, tau_negative: float =
     if not (tau_positive > 0 and tau_negative > 0):
         raise ValueError(f"tau_positive and tau_negative must be > 0, got {tau_positive} and {tau_negative}")
     # A tensor, for two plain numbers would meet in float32.
-    tau = torch.where(inputs.advantages > 0, inputs.advantages.new_tensor(tau_positive), tau_negative)
+    tau = torch.where(inputs.advantages > 0, inputs.logprobs.new_tensor(tau_positive), tau_negative)
     gate = 4 / tau * torch.sigmoid(tau * (inputs.ratio() - 1))
     return LossOutputs(loss=-gate * inputs.advantages, kept=torch.ones_like(inputs.mask))
