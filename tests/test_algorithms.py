@@ -4,13 +4,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import oracles
 import pytest
 import runs
 import torch
 from hydra import compose, initialize_config_dir
+from lightning import Callback, LightningModule, Trainer
 from test_resume import assert_same_run
 from test_training import Gradients, policy_in, pytestmark, rollout_batch, update  # noqa: F401  (the mark)
 from torch import Tensor
@@ -77,8 +78,15 @@ def log_probs(policy: Policy, batch: Batch) -> Tensor:
     return logits.log_softmax(dim=-1).gather(-1, targets).squeeze(-1)
 
 
-def expected(name: str, batch: Batch, clip: ClipRange) -> tuple[float, dict[str, Tensor], list[bool]]:
-    """Loss, gradients and chosen tokens: formulas a token at a time, chained to full logits."""
+class Expected(NamedTuple):
+    loss: float
+    grads: dict[str, Tensor]
+    chosen: list[bool]
+    slopes: list[float]
+
+
+def expected(name: str, batch: Batch, clip: ClipRange) -> Expected:
+    """Formulas a token at a time, chained to full logits."""
     policy = policy_in(torch.float64)
     logprobs = log_probs(policy, batch)
     loss = {"grpo": "ppo_clip", "dr_grpo": "ppo_clip"}.get(name, name)
@@ -117,14 +125,16 @@ def expected(name: str, batch: Batch, clip: ClipRange) -> tuple[float, dict[str,
         draws = hashes(5, "select", 0, 0, keys[:, 0], keys[:, 1], columns).tolist()
         chosen = oracles.chosen(0.06 if name == "clip_cov" else 0.05, scores, draws)
         tokens = [replace(t, selected=yes) for t, yes in zip(tokens, chosen, strict=True)]
-    total, chained = 0.0, torch.zeros((), dtype=torch.float64)
+    total, slopes, chained = 0.0, [], torch.zeros((), dtype=torch.float64)
     for (row, column), token in zip(places, tokens, strict=True):
         result = oracles.ORACLES[loss](token)
         weight = oracles.weight(aggregation, mask, row, length=7)
         total += weight * result.value
-        chained = chained + weight * result.slope * logprobs[row, column]
+        slopes.append(weight * result.slope)
+        chained = chained + slopes[-1] * logprobs[row, column]
     chained.backward()
-    return total, {f"policy.{key}": p.grad for key, p in policy.named_parameters()}, chosen
+    grads = {f"policy.{key}": p.grad for key, p in policy.named_parameters()}
+    return Expected(total, grads, chosen, slopes)
 
 
 def assert_gradients(grads: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -140,13 +150,15 @@ def step(name: str, batch: Batch, **given: Any) -> Gradients:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_update_is_the_formula_s(name: str) -> None:
-    """In micro-batches of three, one pass or two, rows without a token among them."""
+    """In micro-batches of three, one pass or two, rows without a token among them; g of the flow too."""
     batch = mini_batch()
     _, clip = recipe(name)
-    loss, grads, chosen = expected(name, batch, clip)
+    loss, grads, chosen, slopes = expected(name, batch, clip)
     ours = step(name, replace(batch, micro_batch_size=3))
     assert ours.outputs["loss"].item() == pytest.approx(loss, rel=1e-9)
     assert_gradients(ours.grads, grads)
+    flow = ours.outputs["grad_logprobs"][batch.loss_mask].tolist()
+    assert flow == pytest.approx([-slope for slope in slopes], rel=1e-8, abs=1e-12)
     if any(chosen):
         assert ours.outputs["fact:selected_frac"][batch.loss_mask].tolist() == chosen
     if name not in ("sapo", "cispo", "reinforce", "kl_cov", "ce_gppo"):
@@ -223,6 +235,27 @@ def test_the_selection_pass_leaves_the_gradients_of_mixed_precision_alone() -> N
 def test_a_batch_without_keys_cannot_be_selected_from() -> None:
     with pytest.raises(ValueError, match=r"Batch\.keys"):
         step("kl_cov", replace(mini_batch(), keys=None))
+
+
+class Keys(Callback):
+    """Compares every row's key with the response that it belongs to."""
+
+    rows = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        responses = {(r.prompt.index, r.sample): r.token_ids for r, _ in trainer.datamodule.rollouts}
+        length = batch.loss_mask.shape[1]
+        for key, ids, mask in zip(batch.keys, batch.sequences.input_ids, batch.loss_mask, strict=True):
+            assert tuple(ids[-length:][mask].tolist()) == responses[tuple(key.tolist())]
+            Keys.rows += 1
+
+
+def test_keys_are_those_of_the_rows(tmp_path: Path) -> None:
+    Keys.rows = 0
+    runs.train_only(tmp_path, "trainer.max_epochs=2", "+callbacks.keys._target_=test_algorithms.Keys")
+    assert Keys.rows == 32
 
 
 @pytest.mark.parametrize("mode", ["only", "extend"])

@@ -296,8 +296,8 @@ def _check_loss(
             "clip=constant",
         )
     ranges = [clip_range]
-    if scheduler is not None and needs != Needs():
-        # A copy: a schedule with a state must not have taken a step.
+    if scheduler is not None and type(scheduler).__module__.startswith("rlvr.") and needs != Needs():
+        # A copy: a schedule with a state must not have taken a step. One from outside is judged as it writes.
         nothing = IterationFacts(iteration=0, entropy=0.0, reward_mean=0.0)
         ranges = [copy.deepcopy(scheduler).clip_range(at, nothing) for at in (0.0, 0.5, 1 - 1e-9)]
     found = [warning for each in ranges if (warning := check_clip(loss, each)) is not None]

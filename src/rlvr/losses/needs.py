@@ -71,9 +71,8 @@ def needing(needs: Needs) -> Callable[[Function], Function]:
 
 def needs_of(loss: Loss) -> Needs:
     """Needs of a loss, through ``functools.partial``; of one from outside that says nothing, the defaults."""
-    needs = getattr(getattr(loss, "func", loss), "needs", Needs())
-    assert isinstance(needs, Needs)
-    return needs
+    needs = getattr(getattr(loss, "func", loss), "needs", None)
+    return needs if isinstance(needs, Needs) else Needs()
 
 
 def name_of(loss: Loss) -> str:
