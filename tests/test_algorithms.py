@@ -12,6 +12,7 @@ import runs
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
 from test_resume import assert_same_run
 from test_training import Gradients, policy_in, pytestmark, rollout_batch, update  # noqa: F401  (the mark)
 from torch import Tensor
@@ -22,7 +23,7 @@ from rlvr.clipping import ClipRange
 from rlvr.errors import ConfigError
 from rlvr.instantiate import CONF, build
 from rlvr.keyed import hashes
-from rlvr.losses import ClipCov, KLCov, Totals, check_clip, name_of, ppo_clip
+from rlvr.losses import ClipCov, KLCov, Totals, name_of, ppo_clip
 from rlvr.policy import Policy
 from rlvr.regions import RegionAblation
 
@@ -308,11 +309,44 @@ def test_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert all(math.isfinite(value) for value in runs.column(tmp_path, key))
 
 
+NUMBERS = {
+    "grpo": (0.2, 0.2, {}),
+    "clip_higher": (0.2, 0.28, {}),
+    "clip_lower": (0.28, 0.2, {}),
+    "dapo": (0.2, 0.28, {}),
+    "dr_grpo": (0.2, 0.2, {"normalize_std": False, "aggregation.length": 10}),
+    "entropy_reg": (0.2, 0.2, {"entropy_coef": 1e-3}),
+    "clip_cov": (1.0, 1.0, {"loss.fraction": 2e-4, "loss.low": 1.0, "loss.high": 5.0}),
+    "kl_cov": (0.2, 0.2, {"loss.fraction": 2e-3, "loss.coef": 1.0}),
+    "gspo": (3e-4, 4e-4, {}),
+    "sapo": (0.2, 0.2, {"loss.tau_positive": 1.0, "loss.tau_negative": 1.05}),
+    "cispo": (1.0, 4.0, {}),
+    "ce_gppo": (0.2, 0.2, {"loss.beta_low": 0.75, "loss.beta_high": 1.0, "loss.dual_clip": 10.0}),
+    "dcpo_clip": (0.16, 0.2, {}),
+    "reinforce": (0.2, 0.2, {"loss.max_rho": 2.0}),
+}
+"""Lower and upper threshold, and what else is not GRPO's, as method.md has them."""
+
+
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in SCHEDULES])
-def test_every_of_recipeuits_its_own_bounds(name: str) -> None:
+def test_the_numbers_of_a_recipe(name: str) -> None:
+    low, high, others = NUMBERS[name]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[f"algorithm={name}"])
-    assert check_clip(build(cfg, "algorithm").loss, build(cfg, "clip")) is None
+    assert (cfg.clip.low, cfg.clip.high) == (low, high)
+    shared = {"normalize_std": True, "entropy_coef": 0.0, "kl_coef": 0.0, "gradient_clip": 1.0}
+    for key, value in {**shared, **others}.items():
+        assert OmegaConf.select(cfg.algorithm, key) == value, key
+    given = {f"loss.{key}" for key in map(str, cfg.algorithm.loss) if not key.startswith("_")}
+    assert given == {key for key in others if key.startswith("loss.")}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_s_recipe_is_grpo_under_it(name: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"algorithm={name}"])
+        plain = compose("train", overrides=[f"clip={name}"])
+    assert cfg == plain
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))

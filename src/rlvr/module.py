@@ -153,8 +153,6 @@ class RLVRModule(LightningModule):
             self.policy.logprobs(micro.sequences, temperature=self.temperature)
             for micro in batch.micro_batches()
         ]
-        # Under autocast the weights that were cast here have no gradient to pass on.
-        torch.clear_autocast_cache()
         stats = TokenStats(*map(torch.cat, zip(*parts, strict=True)))
         inputs = LossInputs(
             logprobs=stats.logprobs,
