@@ -35,6 +35,7 @@ LAYERS = {
     "callbacks": 3,
     "train": 4,
     "run": 4,
+    "guards": 4,
     "instantiate": 4,
     "export": 4,
     "evaluate": 4,

@@ -22,6 +22,7 @@ from rlvr.engines.transformers import TransformersEngine
 from rlvr.losses import LossInputs, LossOutputs, Totals, ppo_clip
 from rlvr.module import RLVRModule
 from rlvr.policy import Policy
+from rlvr.regions import RegionAblation
 from rlvr.schedules import decrease_increase_decrease, increase_then_decrease
 
 FACTS = IterationFacts(iteration=0, entropy=1.5, reward_mean=0.5)
@@ -93,6 +94,7 @@ def rollout_batch(policy: Policy, *, off_policy: float = 0.4) -> Batch:
         totals=Totals(tokens=int(mask.sum()), sequences=len(rollouts)),
         micro_batch_size=64,
         facts=FACTS,
+        keys=torch.tensor([(rollout.prompt.index, rollout.sample) for rollout in rollouts]),
     )
 
 
@@ -100,11 +102,16 @@ ALGORITHM = Algorithm(entropy_coef=0.01, kl_coef=0.1, lr=1e-3, gradient_clip=Non
 
 
 def update(
-    policy: Policy, *batches: Batch, algorithm: Algorithm = ALGORITHM, **trainer: Any
+    policy: Policy,
+    *batches: Batch,
+    algorithm: Algorithm = ALGORITHM,
+    clip: ClipRange = DYNAMIC,
+    regions: RegionAblation | None = None,
+    **trainer: Any,
 ) -> tuple[Gradients, RLVRModule]:
     """Train on these batches with a real trainer; what the last update used, and the module after it."""
     watcher = Gradients()
-    module = RLVRModule(policy, algorithm, DYNAMIC, updates=len(batches))
+    module = RLVRModule(policy, algorithm, clip, regions=regions, updates=len(batches), seed=5)
     fit = Trainer(
         accelerator="cpu",
         max_epochs=1,

@@ -157,6 +157,9 @@ class Batch:
         totals: sizes of the whole mini-batch over all ranks.
         micro_batch_size: rows in one forward pass.
         facts: of the iteration.
+        keys: [B, 2] int64, prompt index and sample number of each row, which key draws; for losses that
+            select.
+        selected: [B, T] bool, what such a loss has chosen.
     """
 
     sequences: Sequences
@@ -167,6 +170,8 @@ class Batch:
     totals: Totals
     micro_batch_size: int
     facts: IterationFacts
+    keys: Tensor | None = None
+    selected: Tensor | None = None
 
     @property
     def loss_mask(self) -> Tensor:
@@ -184,6 +189,8 @@ class Batch:
             old_logprobs=self.old_logprobs[index][:, :length],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[index][:, :length],
             rho=None if self.rho is None else self.rho[index][:, :length],
+            keys=None if self.keys is None else self.keys[index],
+            selected=None if self.selected is None else self.selected[index][:, :length],
         )
 
     def micro_batches(self) -> Iterator["Batch"]:
@@ -200,6 +207,8 @@ class Batch:
             old_logprobs=self.old_logprobs.to(device),
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs.to(device),
             rho=None if self.rho is None else self.rho.to(device),
+            keys=None if self.keys is None else self.keys.to(device),
+            selected=None if self.selected is None else self.selected.to(device),
         )
 
 

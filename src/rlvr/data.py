@@ -180,6 +180,7 @@ class RolloutDataModule(LightningDataModule):
             facts=IterationFacts(
                 iteration=k, entropy=entropy_total / tokens, reward_mean=reward_total / count
             ),
+            keys=torch.tensor([(rollout.prompt.index, rollout.sample) for rollout, _ in self.rollouts]),
         )
         yield from self._minibatches(whole, k)
 

@@ -12,9 +12,12 @@ from torch import Tensor
 from rlvr.algorithm import Algorithm
 from rlvr.batch import Batch, Evaluation
 from rlvr.clipping import ClipRange
+from rlvr.keyed import hashes
 from rlvr.ledger import Ledger
-from rlvr.losses import LossInputs, LossOutputs, token_mean
+from rlvr.logprobs import TokenStats
+from rlvr.losses import LossInputs, LossOutputs, SelectingLoss, check_clip, needs_of, token_mean
 from rlvr.losses.kl import ESTIMATORS
+from rlvr.losses.selection import count_of, select, token_covariance
 from rlvr.metrics import MajAtK, MeanAtK, PassAtK
 from rlvr.policy import Policy
 from rlvr.regions import RegionAblation
@@ -33,6 +36,10 @@ class RLVRModule(LightningModule):
         regions: region ablation, or None.
         temperature: of training rollouts; log-probs are taken at it.
         updates: optimizer steps an iteration.
+        seed: keys the draws of losses that select tokens.
+
+    Attributes:
+        entropy_coef: weight of the entropy bonus; the algorithm's, until a callback sets another.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class RLVRModule(LightningModule):
         regions: RegionAblation | None = None,
         temperature: float = 1.0,
         updates: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -52,6 +60,8 @@ class RLVRModule(LightningModule):
         self.regions = regions
         self.temperature = temperature
         self.updates = updates
+        self.seed = seed
+        self.entropy_coef = algorithm.entropy_coef
         self.ledger = Ledger()
         self.skipped = 0
         self._clip_range = clip_range
@@ -75,12 +85,14 @@ class RLVRModule(LightningModule):
 
         Raises:
             RuntimeError: where another writer has set them in the same iteration.
+            ConfigError: where the loss cannot use them.
         """
         if self._clip_writer is not None and self._clip_writer is not writer:
             raise RuntimeError(
                 f"two writers of the clip range in one iteration, {type(self._clip_writer).__name__} and "
                 f"{type(writer).__name__}: keep one, for instance with clip=constant"
             )
+        check_clip(self.algorithm.loss, clip_range)
         self._clip_range, self._clip_writer = clip_range, writer
 
     @property
@@ -113,6 +125,8 @@ class RLVRModule(LightningModule):
         """
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
+        if isinstance(self.algorithm.loss, SelectingLoss):
+            batch = replace(batch, selected=self._select(self.algorithm.loss, batch, update=batch_idx))
         parts = [self._micro_step(micro, batch.loss_mask.shape) for micro in batch.micro_batches()]
         outputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != "loss"}
         outputs["loss"] = torch.stack([part["loss"] for part in parts]).sum()
@@ -129,6 +143,46 @@ class RLVRModule(LightningModule):
         self._log_update(outputs, norm, lr, finite)
         return outputs
 
+    @torch.no_grad()
+    def _select(self, loss: SelectingLoss, batch: Batch, update: int) -> Tensor:
+        """Tokens that the loss treats in another way, over all micro-batches and ranks: [B, T] bool."""
+        if batch.keys is None:
+            raise ValueError("a loss that selects tokens needs Batch.keys: prompt index and sample number")
+        mask = batch.loss_mask
+        parts = [
+            self.policy.logprobs(micro.sequences, temperature=self.temperature)
+            for micro in batch.micro_batches()
+        ]
+        stats = TokenStats(*map(torch.cat, zip(*parts, strict=True)))
+        inputs = LossInputs(
+            logprobs=stats.logprobs,
+            old_logprobs=batch.old_logprobs[mask],
+            advantages=batch.advantages[:, None].expand_as(mask)[mask],
+            mask=torch.ones_like(stats.logprobs, dtype=torch.bool),
+            clip=self.clip_range,
+            entropy=stats.entropy,
+        )
+        if self.regions is not None:
+            inputs = self.regions.bounds_of(inputs)
+        strategy = self.trainer.strategy
+        covariance = token_covariance(
+            inputs.advantages, inputs.logprobs, lambda sums: strategy.reduce(sums, reduce_op="sum")
+        )
+        draws = hashes(
+            self.seed,
+            "select",
+            *(batch.facts.iteration, update),
+            *(key[:, None].expand_as(mask)[mask] for key in batch.keys.unbind(dim=1)),
+            (mask.cumsum(dim=1) - 1)[mask],
+        )
+        chosen = select(
+            loss.scores(inputs, covariance),
+            draws,
+            count_of(loss.fraction, batch.totals.tokens),
+            lambda values: strategy.all_gather(values).flatten(),
+        )
+        return torch.zeros_like(mask).masked_scatter(mask, chosen)
+
     def _micro_step(self, batch: Batch, shape: torch.Size) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; per-token results in the first rows of ``shape``."""
         mask = batch.loss_mask
@@ -138,6 +192,15 @@ class RLVRModule(LightningModule):
         ref_logprobs = None if batch.ref_logprobs is None else batch.ref_logprobs[mask]
         rho = None if batch.rho is None else batch.rho[mask]
         advantages = batch.advantages[:, None].expand_as(mask)[mask]
+        selected = None if batch.selected is None else batch.selected[mask]
+        by_sequence = needs_of(self.algorithm.loss).sequence_stats
+        sequence_log_ratio = torch.zeros_like(old_logprobs)
+
+        def sequence_means(stats: TokenStats) -> None:
+            log_ratio = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+            log_ratio[mask] = (stats.logprobs - old_logprobs).double()
+            means = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+            sequence_log_ratio.copy_(means.expand_as(mask)[mask])
 
         def objective(logprobs: Tensor, entropy: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
             inputs = LossInputs(
@@ -148,16 +211,22 @@ class RLVRModule(LightningModule):
                 clip=self.clip_range,
                 entropy=entropy.detach(),
                 ref_logprobs=None if ref_logprobs is None else ref_logprobs[rows],
-                rho=None if rho is None else rho[rows],
+                sequence_log_ratio=sequence_log_ratio[rows] if by_sequence else None,
+                selected=None if selected is None else selected[rows],
             )
-            outputs = self._loss(inputs)
+            outputs = self._loss(inputs, None if rho is None else rho[rows])
             total = (weights[rows] * outputs.loss).sum()
-            if self.algorithm.entropy_coef:
-                total = total - self.algorithm.entropy_coef * (bonus_weights[rows] * entropy).sum()
+            if self.entropy_coef:
+                total = total - self.entropy_coef * (bonus_weights[rows] * entropy).sum()
             facts = {f"fact:{key}": value.detach() for key, value in outputs.facts.items()}
             return total, {"kept": outputs.kept, "ratio": inputs.ratio().detach(), **facts}
 
-        loss, stats, extras = self.policy.objective(batch.sequences, objective, temperature=self.temperature)
+        loss, stats, extras = self.policy.objective(
+            batch.sequences,
+            objective,
+            temperature=self.temperature,
+            first=sequence_means if by_sequence else None,
+        )
         self.manual_backward(loss)
         extras["grad_logprobs"] = -extras.pop("dloss_dlogprobs")
         tokens = {**stats._asdict(), **extras}
@@ -169,12 +238,12 @@ class RLVRModule(LightningModule):
         }
         return {"loss": loss.detach(), "mask": padded_mask, **scattered}
 
-    def _loss(self, inputs: LossInputs) -> LossOutputs:
+    def _loss(self, inputs: LossInputs, rho: Tensor | None) -> LossOutputs:
         """The policy loss, ablated and corrected for the engine, and the divergence from the reference."""
         loss = self.algorithm.loss
         outputs = loss(inputs) if self.regions is None else self.regions.apply(loss, inputs)
-        if inputs.rho is not None:
-            outputs = replace(outputs, loss=inputs.rho * outputs.loss)
+        if rho is not None:
+            outputs = replace(outputs, loss=rho * outputs.loss)
         if inputs.ref_logprobs is None:
             return outputs
         estimates = {name: k(inputs.logprobs, inputs.ref_logprobs) for name, k in ESTIMATORS.items()}

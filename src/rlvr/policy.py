@@ -1,6 +1,6 @@
 """The policy: a causal language model, read through a fused head that never holds all its logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,31 @@ class Policy(nn.Module):
         )
 
     def objective(
-        self, sequences: Sequences, objective: Objective, *, temperature: float = 1.0
+        self,
+        sequences: Sequences,
+        objective: Objective,
+        *,
+        temperature: float = 1.0,
+        first: Callable[[TokenStats], None] | None = None,
     ) -> tuple[Tensor, TokenStats, dict[str, Tensor]]:
-        """A token-local objective and its gradients in one pass over the head: :func:`token_objective`."""
+        """A token-local objective and its gradients in one pass over the head: :func:`token_objective`.
+
+        ``first`` sees every token's statistics before the objective sees any, for objectives that need whole
+        sequences: a pass over the head of its own, without gradient, on the same hidden states.
+        """
         hidden, weight, bias = self._head_inputs(sequences)
+        if first is not None:
+            with torch.no_grad():
+                first(
+                    token_stats(
+                        hidden,
+                        weight,
+                        sequences.targets,
+                        bias=bias,
+                        temperature=temperature,
+                        chunk_size=self.chunk_size,
+                    )
+                )
         return token_objective(
             hidden,
             weight,

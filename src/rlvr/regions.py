@@ -120,11 +120,11 @@ class RegionAblation:
 
     def apply(self, loss: Loss, inputs: LossInputs) -> LossOutputs:
         """Evaluate ``loss`` with gradient only where the ablation lets it through; values stay."""
-        chosen = self._chosen(inputs)
         if self.mode == "extend":
-            return loss(replace(inputs, widen=chosen))
+            return loss(self.bounds_of(inputs))
+        chosen = self._chosen(inputs)
+        inputs = self.bounds_of(inputs)
         if self.mode == "only":
-            inputs = replace(inputs, clip=ClipRange.unclipped())
             ratio = inputs.ratio().detach()
             in_band = (ratio > BAND[0]) & (ratio < BAND[1])
             passes = ~touchable(inputs, self.tolerance) | (chosen & in_band)
@@ -140,6 +140,14 @@ class RegionAblation:
             kept=outputs.kept & passes,
             facts={**facts, "region_cut_frac": ~passes},
         )
+
+    def bounds_of(self, inputs: LossInputs) -> LossInputs:
+        """Return the inputs with the bounds that the loss gets to see."""
+        if self.mode == "extend":
+            return replace(inputs, widen=self._chosen(inputs))
+        if self.mode == "only":
+            return replace(inputs, clip=ClipRange.unclipped())
+        return inputs
 
     def _chosen(self, inputs: LossInputs) -> Tensor:
         region = membership(inputs, self.by, None if self.mode == "isolate" else self.tolerance)

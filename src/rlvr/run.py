@@ -9,7 +9,6 @@ import warnings
 from importlib.metadata import Distribution, version
 from pathlib import Path
 from signal import Signals
-from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -19,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlvr.algorithm import Algorithm
 from rlvr.callbacks import (
+    AdaptiveEntropyCoef,
     AtomicCheckpointIO,
     Checkpoints,
     ClipScheduler,
@@ -29,13 +29,20 @@ from rlvr.callbacks import (
 )
 from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
-from rlvr.engines import RolloutEngine
 from rlvr.errors import ConfigError, RunError
+from rlvr.guards import (
+    check_loss,
+    clip_of,
+    correction_of,
+    one_writer,
+    powerless,
+    refuse_lookahead,
+    regions_of,
+    rehearse,
+)
 from rlvr.instantiate import build, check, plain
-from rlvr.losses import Loss, LossInputs
-from rlvr.mismatch import Correction
+from rlvr.losses import name_of, needs_of
 from rlvr.module import RLVRModule
-from rlvr.regions import RegionAblation
 from rlvr.settings import DataConfig, EvaluationConfig
 
 SIDES = ("lower", "upper")
@@ -61,15 +68,16 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     _quiet()
     checkpoint = _checkpoint(cfg.ckpt_path, folder)
     algorithm: Algorithm = build(cfg, "algorithm")
-    _rehearse(algorithm.loss)
+    rehearse(algorithm.loss, algorithm.aggregation)
     sizes = DataConfig(**plain(cfg.data))
     evaluation = EvaluationConfig(**plain(cfg.evaluation))
-    clip_range, scheduler = _clip(build(cfg, "clip"))
+    clip_range, scheduler = clip_of(build(cfg, "clip"))
     bf16 = "bf16" in str(cfg.trainer.get("precision")) or cfg.policy.get("dtype") == "bfloat16"
-    regions = _regions(cfg, scheduler, bf16)
-    correction = _correction(cfg, sizes)
+    regions = regions_of(cfg, scheduler, bf16)
+    correction = correction_of(cfg, sizes)
+    loss_warnings = check_loss(algorithm.loss, clip_range, scheduler, regions)
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks or {}]
-    _one_writer(scheduler, callbacks)
+    one_writer(scheduler, callbacks)
     task = build(cfg, "task")
     verifier = build(cfg, "verifier")
 
@@ -78,9 +86,15 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         torch.set_num_threads(cfg.threads or 1)
     policy = build(cfg, "policy")
     engine = build(cfg, "engine", policy=policy)
-    _refuse_lookahead(sizes, engine)
+    refuse_lookahead(sizes, engine)
     module = RLVRModule(
-        policy, algorithm, clip_range, regions=regions, temperature=sizes.temperature, updates=sizes.updates
+        policy,
+        algorithm,
+        clip_range,
+        regions=regions,
+        temperature=sizes.temperature,
+        updates=sizes.updates,
+        seed=cfg.seed,
     )
     data = RolloutDataModule(task, engine, verifier, sizes, evaluation, correction=correction, seed=cfg.seed)
     stop = StopRequest()
@@ -106,10 +120,11 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    objective = effective_objective(module, scheduler, sizes, int(cfg.trainer.max_epochs))
+    objective = effective_objective(module, scheduler, data, int(cfg.trainer.max_epochs))
+    objective += "".join(f", {each}" for each in callbacks if isinstance(each, AdaptiveEntropyCoef))
     if trainer.is_global_zero:
         print(objective, flush=True)
-        for warning in powerless(module, scheduler, sizes):
+        for warning in [*loss_warnings, *powerless(module, scheduler, sizes)]:
             print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     try:
         if checkpoint is None:
@@ -142,43 +157,31 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
 
 
 def effective_objective(
-    module: RLVRModule, scheduler: ClipScheduler | None, sizes: DataConfig, iterations: int
+    module: RLVRModule, scheduler: ClipScheduler | None, data: RolloutDataModule, iterations: int
 ) -> str:
     """One line that says what is being optimised."""
-    algorithm = module.algorithm
-    loss = getattr(algorithm.loss, "func", algorithm.loss)
-    aggregation = getattr(algorithm.aggregation, "func", algorithm.aggregation)
-    regions = module.regions
+    algorithm, sizes, regions = module.algorithm, data.config, module.regions
     parts = [
-        getattr(loss, "__name__", type(loss).__name__),
-        getattr(aggregation, "__name__", type(aggregation).__name__),
-        str(scheduler) if scheduler is not None else str(module.clip_range),
+        name_of(algorithm.loss),
+        name_of(algorithm.aggregation),
+        "no bounds"
+        if needs_of(algorithm.loss).bounds == "none"
+        else str(module.clip_range if scheduler is None else scheduler),
         f"{sizes.updates} updates per {sizes.num_prompts * sizes.group_size} responses",
         f"{iterations} iterations",
         f"KL {algorithm.kl_coef:g}" + (f" ({algorithm.kl_estimator})" if algorithm.kl_coef else ""),
         f"entropy bonus {algorithm.entropy_coef:g}",
         f"lr {algorithm.lr:g} {algorithm.lr_schedule}",
     ]
+    if sizes.old_logprobs == "engine":
+        parts.append("ratios against the engine")
+    if data.correction is not None:
+        parts.append(f"engine corrected by {name_of(data.correction)}")
+    if sizes.lookahead:
+        parts.append("rollouts one iteration ahead")
     if regions is not None:
         parts.append(f"regions {regions.mode} {','.join(regions.keep)} ({regions.by})")
     return "objective: " + ", ".join(parts)
-
-
-def powerless(module: RLVRModule, scheduler: ClipScheduler | None, sizes: DataConfig) -> list[str]:
-    """Why clipping cannot act in this run, if it cannot."""
-    reasons = []
-    if sizes.updates == 1:
-        reasons.append(
-            "one update per rollout batch: every ratio is 1 and every clip scheme a no-op; "
-            "set data.minibatches=8 or data.epochs=2"
-        )
-    if module.algorithm.lr == 0:
-        reasons.append("algorithm.lr=0: nothing is trained and no ratio leaves 1; set algorithm.lr=1e-6")
-    if module.regions is not None and module.regions.mode == "only":
-        reasons.append(
-            "regions.mode=only replaces the loss's own clip by the band 0.7 < r < 1.3; extend keeps it"
-        )
-    return reasons
 
 
 def finish(
@@ -247,106 +250,6 @@ def finish(
     if cfg.export and stop_reason is None:
         module.policy.save(folder / "policy")
     print(f"run folder: {folder}", flush=True)
-
-
-def _clip(node: Any) -> tuple[ClipRange, ClipScheduler | None]:
-    """The initial clip range, and the scheduler where there is one."""
-    if isinstance(node, ClipScheduler):
-        return ClipRange.fixed(0.2, 0.2), node
-    if isinstance(node, ClipRange):
-        return node, None
-    raise ConfigError(
-        f"clip._target_: {type(node).__name__}", "a ClipRange or a ClipScheduler callback", "clip=constant"
-    )
-
-
-def _rehearse(loss: Loss) -> None:
-    """Evaluate a loss of this package on one token, so that a refusal does not wait for rollouts."""
-    function = getattr(loss, "func", loss)
-    if not getattr(function, "__module__", "").startswith("rlvr."):
-        return  # one from outside may count its calls
-    zero = torch.zeros(1)
-    clip = ClipRange.fixed(0.2, 0.2)
-    try:
-        loss(LossInputs(zero, zero, zero, torch.ones(1, dtype=torch.bool), clip, entropy=zero))
-    except ValueError as error:
-        raise ConfigError("algorithm.loss", f"other values ({error})", "algorithm.loss.KEY=VALUE") from error
-
-
-def _regions(cfg: DictConfig, scheduler: ClipScheduler | None, bf16: bool) -> RegionAblation | None:
-    node = plain(cfg.regions)
-    if node["tolerance"] is None:
-        node["tolerance"] = 2e-2 if bf16 else 1e-3
-    if node["keep"] is None:
-        return None
-    if isinstance(node["keep"], str):
-        node["keep"] = [node["keep"]]
-    try:
-        regions = RegionAblation(**node)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            "regions", f"other values ({error})", "regions.keep=[E1] regions.mode=drop"
-        ) from error
-    if regions.mode == "only" and scheduler is not None:
-        raise ConfigError(
-            f"regions.mode=only beside clip={type(scheduler).__name__}",
-            "no schedule, for this mode has its own band",
-            "clip=constant, or regions.mode=drop",
-        )
-    return regions
-
-
-def _correction(cfg: DictConfig, sizes: DataConfig) -> Correction | None:
-    """The engine correction, refused where what the engine reports is not what it would have to be."""
-    correction: Correction | None = build(cfg, "correction") if cfg.correction else None
-    if correction is not None:
-        try:
-            correction(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
-        except ValueError as error:
-            raise ConfigError(
-                "correction", f"other values ({error})", "correction=token_truncation"
-            ) from error
-    engine_ratio = sizes.old_logprobs == "engine"
-    if (correction is not None or engine_ratio) and sizes.truncated:
-        raise ConfigError(
-            f"data.top_p={sizes.top_p} data.top_k={sizes.top_k} beside "
-            + ("data.old_logprobs=engine" if engine_ratio else "a correction"),
-            "sampling from the whole vocabulary: the engine's log-probs are otherwise of the truncated one, "
-            "the trainer's are not",
-            "data.top_p=1.0 data.top_k=0",
-        )
-    if correction is not None and engine_ratio:
-        raise ConfigError(
-            "a correction beside data.old_logprobs=engine",
-            "one of the two: with the engine's ln q the ratio itself corrects",
-            "correction=none",
-        )
-    if sizes.lookahead and correction is None and not engine_ratio:
-        raise ConfigError(
-            "data.lookahead=1",
-            "a correction: its responses come from weights one iteration old",
-            "correction=token_truncation, or data.old_logprobs=engine",
-        )
-    return correction
-
-
-def _refuse_lookahead(sizes: DataConfig, engine: RolloutEngine) -> None:
-    if sizes.lookahead and not engine.concurrent:
-        raise ConfigError(
-            "data.lookahead=1",
-            f"an engine that generates while the trainer trains, and this {type(engine).__name__} uses the "
-            "trainer's weights or card",
-            "engine.own_copy=true for transformers, engine.device=cuda:1 for vllm",
-        )
-
-
-def _one_writer(scheduler: ClipScheduler | None, callbacks: list[Callback]) -> None:
-    others = [type(callback).__name__ for callback in callbacks if isinstance(callback, ClipScheduler)]
-    if scheduler is not None and others or len(others) > 1:
-        names = [*([type(scheduler).__name__] if scheduler else []), *others]
-        raise ConfigError(
-            f"clip schedulers {', '.join(names)}", "one writer of the clip range", "clip=constant"
-        )
 
 
 def _checkpoint(wanted: str | None, folder: Path) -> Path | None:

@@ -1,15 +1,32 @@
-"""Token-mean: what must change nothing changes nothing (method.md, section 6)."""
+"""Aggregations: what must change nothing changes nothing (method.md, section 6)."""
 
+from functools import partial
 from statistics import fmean
 
+import oracles
 import pytest
 import torch
 from torch import Tensor
 
 from rlvr.clipping import ClipRange
-from rlvr.losses import LossInputs, Totals, ppo_clip, token_mean
+from rlvr.losses import (
+    Aggregation,
+    LossInputs,
+    Totals,
+    constant_length,
+    ppo_clip,
+    sequence_mean_token_mean,
+    sequence_mean_token_sum,
+    token_mean,
+)
 
 LENGTHS = [5, 1, 7, 0, 3, 4]
+AGGREGATIONS: dict[str, Aggregation] = {
+    "token_mean": token_mean,
+    "sequence_mean_token_sum": sequence_mean_token_sum,
+    "sequence_mean_token_mean": sequence_mean_token_mean,
+    "constant_length": partial(constant_length, length=9),
+}
 
 
 def mask_of(lengths: list[int], width: int) -> Tensor:
@@ -35,12 +52,14 @@ def batch(width: int = 7) -> dict[str, Tensor]:
     return fields
 
 
-def reduced(fields: dict[str, Tensor], totals: Totals) -> tuple[Tensor, Tensor]:
+def reduced(
+    fields: dict[str, Tensor], totals: Totals, aggregation: Aggregation = token_mean
+) -> tuple[Tensor, Tensor]:
     """The loss of these rows as their share of the mini-batch, and its gradient by ln p."""
     leaf = fields["logprobs"].clone().requires_grad_()
     inputs = LossInputs(**{**fields, "logprobs": leaf}, clip=ClipRange.fixed(0.2, 0.28))
     token_losses = torch.where(inputs.mask, ppo_clip(inputs).loss, 0.0)
-    loss = (token_mean(inputs.mask, totals) * token_losses).sum()
+    loss = (aggregation(inputs.mask, totals) * token_losses).sum()
     (grad,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), grad
 
@@ -61,6 +80,23 @@ def test_it_is_the_mean_over_valid_tokens_not_a_mean_of_means() -> None:
     assert loss.item() != pytest.approx(fmean(fmean(row) for row in rows if row), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", list(AGGREGATIONS))
+def test_weights_are_the_definition_s(name: str) -> None:
+    """A row without a token is no sequence, and the constant is not the longest row."""
+    mask = mask_of(LENGTHS, 7)
+    weights = AGGREGATIONS[name](mask, totals_of(mask))
+    assert weights.dtype == torch.float64
+    for row, length in enumerate(LENGTHS):
+        expected = oracles.weight(name, mask.tolist(), row, length=9)
+        assert weights[row].tolist() == pytest.approx([expected] * length + [0.0] * (7 - length), rel=1e-15)
+
+
+def test_a_constant_without_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="length must be at least 1"):
+        constant_length(mask_of(LENGTHS, 7), Totals(tokens=20, sequences=5), length=0)
+
+
+@pytest.mark.parametrize("name", list(AGGREGATIONS))
 @pytest.mark.parametrize(
     "parts",
     [
@@ -71,28 +107,32 @@ def test_it_is_the_mean_over_valid_tokens_not_a_mean_of_means() -> None:
         pytest.param([[4, 2], [5, 0, 3], [1]], id="in another order"),
     ],
 )
-def test_micro_batches_and_ranks_change_nothing(parts: list[list[int]]) -> None:
-    """Each part divided by the whole mini-batch's token count; losses and gradients add up to the whole's."""
+def test_micro_batches_and_ranks_change_nothing(parts: list[list[int]], name: str) -> None:
+    """Each part divided by the whole mini-batch's counts; losses and gradients add up to the whole's."""
     fields = batch()
     totals = totals_of(fields["mask"])
-    whole, whole_grad = reduced(fields, totals)
-    results = [reduced({name: value[rows] for name, value in fields.items()}, totals) for rows in parts]
+    whole, whole_grad = reduced(fields, totals, AGGREGATIONS[name])
+    results = [
+        reduced({key: value[rows] for key, value in fields.items()}, totals, AGGREGATIONS[name])
+        for rows in parts
+    ]
     assert sum(loss.item() for loss, _ in results) == pytest.approx(whole.item(), rel=1e-13)
     for rows, (_, grad) in zip(parts, results, strict=True):
         torch.testing.assert_close(grad, whole_grad[rows], rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("name", list(AGGREGATIONS))
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(side: str) -> None:
+def test_padding_changes_nothing(side: str, name: str) -> None:
     fields = batch()
     totals = totals_of(fields["mask"])
     amount = (4, 0) if side == "left" else (0, 4)
     padded = {
-        name: torch.nn.functional.pad(value, amount, value=False if name == "mask" else torch.nan)
-        for name, value in fields.items()
+        key: torch.nn.functional.pad(value, amount, value=False if key == "mask" else torch.nan)
+        for key, value in fields.items()
     }
-    loss, grad = reduced(fields, totals)
-    padded_loss, padded_grad = reduced(padded, totals)
+    loss, grad = reduced(fields, totals, AGGREGATIONS[name])
+    padded_loss, padded_grad = reduced(padded, totals, AGGREGATIONS[name])
     columns = slice(4, None) if side == "left" else slice(0, 7)
     assert padded_loss.item() == pytest.approx(loss.item(), rel=1e-13)
     torch.testing.assert_close(padded_grad[:, columns], grad, rtol=1e-13, atol=0)
@@ -109,12 +149,14 @@ def test_packing_changes_nothing() -> None:
     torch.testing.assert_close(packed_grad[0], grad[fields["mask"]], rtol=1e-13, atol=0)
 
 
-def test_weights_of_all_parts_sum_to_one() -> None:
+@pytest.mark.parametrize("name", ["token_mean", "sequence_mean_token_mean"])
+def test_weights_of_all_parts_sum_to_one(name: str) -> None:
     mask = mask_of(LENGTHS, 7)
     totals = totals_of(mask)
-    assert sum(token_mean(part, totals).sum().item() for part in mask.split(2)) == pytest.approx(1.0)
+    assert sum(AGGREGATIONS[name](part, totals).sum().item() for part in mask.split(2)) == pytest.approx(1.0)
 
 
-def test_a_mini_batch_without_a_token_weighs_nothing() -> None:
+@pytest.mark.parametrize("name", list(AGGREGATIONS))
+def test_a_mini_batch_without_a_token_weighs_nothing(name: str) -> None:
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    assert token_mean(mask, totals_of(mask)).tolist() == [[0.0] * 3] * 2
+    assert AGGREGATIONS[name](mask, totals_of(mask)).tolist() == [[0.0] * 3] * 2

@@ -69,6 +69,8 @@ def batch_of(
         totals=Totals(tokens=int(sequences.loss_mask.sum()), sequences=len(rows)),
         micro_batch_size=micro,
         facts=IterationFacts(iteration=3, entropy=1.0, reward_mean=0.5),
+        keys=torch.tensor([(row, 10 + row) for row in range(len(rows))]),
+        selected=numbered % 2 == 1,
     )
 
 
@@ -82,7 +84,8 @@ def test_micro_batches_are_the_rows_in_order(micro: int) -> None:
     assert [len(part.advantages) for part in parts[:-1]] == [micro] * (len(parts) - 1)
     assert [row for part in parts for row in read_back(part.sequences)] == ROWS
     assert torch.cat([part.advantages for part in parts]).equal(batch.advantages)
-    for key in ("old_logprobs", "ref_logprobs"):
+    assert torch.cat([part.keys for part in parts]).equal(batch.keys)
+    for key in ("old_logprobs", "ref_logprobs", "selected"):
         joined = torch.cat([getattr(part, key)[part.loss_mask] for part in parts])
         assert joined.equal(getattr(batch, key)[batch.loss_mask])
     assert all(part.totals == batch.totals and part.facts == batch.facts for part in parts)
@@ -100,7 +103,7 @@ def test_to_a_device_moves_every_tensor(ref: bool) -> None:
     moved = batch_of(ROWS, ref=ref).to(torch.device("meta"))
     held = [*vars(moved).values(), *vars(moved.sequences).values()]
     tensors = [value for value in held if isinstance(value, torch.Tensor)]
-    assert len(tensors) == (6 if ref else 5)
+    assert len(tensors) == (8 if ref else 7)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 

@@ -1,5 +1,6 @@
 """Callbacks: clip schedulers, diagnostics, and what keeps a run's folder."""
 
+from rlvr.callbacks.adaptive_entropy import AdaptiveEntropyCoef
 from rlvr.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, StopRequest
 from rlvr.callbacks.clip_schedulers import (
     ClipScheduler,
@@ -14,6 +15,7 @@ from rlvr.callbacks.run_record import RunRecord
 from rlvr.callbacks.samples import Samples
 
 __all__ = [
+    "AdaptiveEntropyCoef",
     "AtomicCheckpointIO",
     "Checkpoints",
     "ClipScheduler",

@@ -27,7 +27,9 @@ class LossInputs:
         clip: the thresholds of this iteration.
         entropy: full-vocabulary entropy of the policy being trained, nats, detached.
         ref_logprobs: ln p under the reference policy, nats.
-        rho: correction for the engine's distribution, dimensionless, which the module multiplies the loss by.
+        sequence_log_ratio: mean of ln p - ln q over the token's sequence, nats, detached; for losses that
+            need sequences.
+        selected: bool, tokens that were chosen over the whole mini-batch; for losses that select.
         widen: bool, tokens whose bounds are at least as wide as :data:`BAND` (region mode ``extend``).
     """
 
@@ -38,22 +40,35 @@ class LossInputs:
     clip: ClipRange
     entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
-    rho: Tensor | None = None
+    sequence_log_ratio: Tensor | None = None
+    selected: Tensor | None = None
     widen: Tensor | None = None
+
+    def log_ratio(self) -> Tensor:
+        """Log-ratio d = ln p - ln q, nats; 0, without gradient, outside the mask.
+
+        A NaN there would make 0 * NaN of a gradient that is masked later.
+        """
+        return torch.where(self.mask, self.logprobs - self.old_logprobs, 0.0)
 
     def ratio(self) -> Tensor:
         """Ratio r = p/q with ln r capped at 20: beyond it the value stays e^20, and so does its slope.
 
-        1, without gradient, outside the mask: a NaN there would make 0 * NaN of a gradient that is masked
-        later.
+        1, without gradient, outside the mask.
         """
-        log_ratio = torch.where(self.mask, self.logprobs - self.old_logprobs, 0.0)
-        excess = (log_ratio - MAX_LOG_RATIO).clamp(min=0.0)
-        return (log_ratio - excess.detach()).exp()
+        return capped_exp(self.log_ratio())
+
+    def score(self) -> Tensor:
+        """1 in value, with the gradient of ln p: p / sg(p), whatever p is; without it outside the mask."""
+        logprobs = torch.where(self.mask, self.logprobs, 0.0)
+        return (logprobs - logprobs.detach()).exp()
 
     def ratio_bounds(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest ratio that keep a token's gradient, without gradient themselves."""
-        min_ratio, max_ratio = self.clip.ratio_bounds(self.logprobs, self.old_logprobs)
+        return self.widened(*self.clip.ratio_bounds(self.logprobs, self.old_logprobs))
+
+    def widened(self, min_ratio: Tensor, max_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds at least as wide as the band on the tokens of ``widen``."""
         if self.widen is None:
             return min_ratio, max_ratio
         return (
@@ -75,6 +90,11 @@ class LossOutputs:
     loss: Tensor
     kept: Tensor
     facts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def capped_exp(log_ratio: Tensor) -> Tensor:
+    """exp(d), with d capped at 20 in value; the cap takes no gradient away."""
+    return (log_ratio - (log_ratio - MAX_LOG_RATIO).clamp(min=0.0).detach()).exp()
 
 
 Loss = Callable[[LossInputs], LossOutputs]
