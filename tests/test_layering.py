@@ -26,6 +26,7 @@ LAYERS = {
     "tasks": 1,
     "verifiers": 1,
     "engines": 1,
+    "prompts": 1,
     "rollouts": 1,
     "weight_sync": 1,
     "report": 1,

@@ -39,3 +39,20 @@ def group_relative(rewards: Tensor, *, normalize_std: bool = True, delta: float 
 def zero_variance(rewards: Tensor) -> Tensor:
     """Groups whose rewards are all equal and so teach nothing: [P, G] -> [P] bool."""
     return rewards.amax(dim=1) == rewards.amin(dim=1)
+
+
+def overlong_penalty(lengths: Tensor, *, longest: int, buffer: int, factor: float) -> Tensor:
+    r"""Soft penalty of responses that come near the limit (DAPO, arXiv:2503.14476, eq. 13).
+
+    .. math:: \min\left(-\frac{len - (L_{max} - buffer)}{buffer} \cdot factor,\ 0\right)
+
+    Args:
+        lengths: tokens of each response, any shape.
+        longest: :math:`L_{max}`, the most a response can have.
+        buffer: tokens before it over which the penalty grows, >= 1.
+        factor: the penalty at the limit, in units of reward.
+
+    Returns:
+        float64 in that shape, from ``-factor`` to 0; to be added to the rewards.
+    """
+    return (-(lengths.double() - (longest - buffer)) / buffer * factor).clamp(max=0.0)

@@ -127,6 +127,10 @@ class Sequences:
         full[self.loss_mask] = torch.tensor(values)
         return full
 
+    def without(self, rows: Sequence[bool]) -> "Sequences":
+        """The same sequences with no response token of the given rows in the loss mask."""
+        return replace(self, loss_mask=self.loss_mask & ~torch.tensor(rows)[:, None])
+
     def rows(self, index: Tensor | slice) -> "Sequences":
         """Return the given rows, in as few columns as they need."""
         attention, loss = self.attention_mask[index], self.loss_mask[index]

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlvr import mismatch
-from rlvr.advantages import zero_variance
+from rlvr.advantages import overlong_penalty, zero_variance
 from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
@@ -23,7 +23,8 @@ from rlvr.losses import Totals
 from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.policy import Policy
-from rlvr.rollouts import Ahead, JudgedRollouts, RolloutSource
+from rlvr.prompts import PromptOrder, encode
+from rlvr.rollouts import Ahead, Judged, JudgedRollouts, RolloutSource
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.tasks import Task
 from rlvr.verifiers import Verifier
@@ -86,9 +87,9 @@ class RolloutDataModule(LightningDataModule):
         """Encode the prompts, once."""
         if self._heldout:
             return
-        policy = self.module.policy
-        self._heldout = self._encode(self.task.heldout()[: self.evaluation.num_prompts], policy, "held-out")
-        self._train = self._encode(self.task.train(), policy, "training")
+        prepared = partial(encode, policy=self.module.policy, sizes=self.config, chat=self.task.chat)
+        self._heldout = prepared(self.task.heldout()[: self.evaluation.num_prompts], split="held-out")
+        self._train = prepared(self.task.train(), split="training")
         if len(self._train) < self.config.num_prompts:
             raise ConfigError(
                 f"data.num_prompts={self.config.num_prompts}",
@@ -107,30 +108,6 @@ class RolloutDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Keep the engine: fit and validate follow each other; the entry point closes it."""
 
-    def _encode(self, prompts: Sequence[Prompt], policy: Policy, split: str) -> list[Prompt]:
-        encoded = [
-            replace(prompt, token_ids=_token_ids(prompt, policy, self.task.chat)) for prompt in prompts
-        ]
-        fits = [prompt for prompt in encoded if 0 < len(prompt.token_ids) <= self.config.max_prompt_tokens]
-        if dropped := len(encoded) - len(fits):
-            print(
-                f"left out {dropped} of {len(encoded)} {split} prompts: empty, or longer than "
-                f"data.max_prompt_tokens={self.config.max_prompt_tokens}",
-                file=sys.stderr,
-            )
-        longest = max((len(prompt.token_ids) for prompt in fits), default=0) + self.config.max_new_tokens
-        if longest > policy.max_length:
-            raise ConfigError(
-                f"data.max_new_tokens={self.config.max_new_tokens}",
-                f"prompt and response within the policy's {policy.max_length} tokens (they reach {longest})",
-                f"data.max_new_tokens={max(self.config.max_new_tokens - longest + policy.max_length, 1)}",
-            )
-        if not fits:
-            raise ConfigError(
-                f"task: no {split} prompt", "at least one that fits", "data.max_prompt_tokens=1024"
-            )
-        return fits
-
     # One iteration
     # ------------------------------------------------------------------------------------------------
 
@@ -144,12 +121,10 @@ class RolloutDataModule(LightningDataModule):
         self.rollouts = generated.pairs
         if self.config.lookahead and k + 1 < (self.fitting.max_epochs or 0):
             self.sync()
-            prompts, sampling = self._prompts(k + 1), self._sampling(k + 1)
-            self._ahead = Ahead(k + 1, partial(self.source.generate, prompts, sampling, version=k))
+            self._ahead = Ahead(k + 1, partial(self._rollouts, k + 1, version=k))
         rollouts = [rollout for rollout, _ in generated.pairs]
         sequences = Sequences.of(rollouts, self.module.policy.pad_id)
-        rewards = torch.tensor([verdict.reward for _, verdict in generated.pairs], dtype=torch.float64)
-        rewards = rewards.view(-1, self.config.group_size)
+        rewards = self._rewards(generated.pairs)
         with self.timed("time/logprob_s"):
             policy_logprobs, entropy = self._score(self.module.policy, sequences)
             reference = self.module.reference
@@ -166,12 +141,24 @@ class RolloutDataModule(LightningDataModule):
         ).tolist()
         if not tokens:
             raise RunError(f"every response of iteration {k} is empty: is a stop token part of the prompt?")
-        self._log_rollouts(generated, rewards, entropy, staleness=k - generated.version)
+        self._log_rollouts(generated, entropy, staleness=k - generated.version)
         engine_logprobs = sequences.scatter([lp for rollout in rollouts for lp in rollout.logprobs])
         rho = self._rho(policy_logprobs, engine_logprobs, sequences.loss_mask)
+        shaped = rewards
+        if self.config.overlong_buffer:
+            penalties = overlong_penalty(
+                torch.tensor([len(rollout.token_ids) for rollout in rollouts]).view_as(rewards),
+                longest=self.config.max_new_tokens,
+                buffer=self.config.overlong_buffer,
+                factor=self.config.overlong_factor,
+            )
+            self.module.ledger.add("rollout/overlong_penalty", penalties.sum(), penalties.numel())
+            shaped = rewards + penalties
+        if self.config.mask_truncated:
+            sequences = sequences.without([rollout.finish_reason == "length" for rollout in rollouts])
         whole = Batch(
             sequences=sequences,
-            advantages=self.module.algorithm.advantages(rewards).flatten(),
+            advantages=self.module.algorithm.advantages(shaped).flatten(),
             old_logprobs=engine_logprobs if self.config.old_logprobs == "engine" else policy_logprobs,
             ref_logprobs=ref_logprobs,
             rho=rho,
@@ -180,7 +167,7 @@ class RolloutDataModule(LightningDataModule):
             facts=IterationFacts(
                 iteration=k, entropy=entropy_total / tokens, reward_mean=reward_total / count
             ),
-            keys=torch.tensor([(rollout.prompt.index, rollout.sample) for rollout, _ in self.rollouts]),
+            keys=torch.tensor([(rollout.prompt.index, rollout.sample) for rollout in rollouts]),
         )
         yield from self._minibatches(whole, k)
 
@@ -192,21 +179,46 @@ class RolloutDataModule(LightningDataModule):
             if self._ahead is not None and self._ahead.iteration == k:
                 generated = self._ahead.result()
             elif self._restored is not None and self._restored["iteration"] == k and self.config.lookahead:
-                generated = JudgedRollouts.of_plain(self._restored["rollouts"], self._prompts(k))
+                generated = self._pending(k, self._restored["rollouts"])
         except EngineDiedError as error:
             self._say_died(error)
         self._ahead = self._restored = None
         if self.config.lookahead:
             self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
-        return generated or self._generate(self._prompts(k), self._sampling(k), version=k)
+        return generated or self._generate(partial(self._rollouts, k, version=k))
 
-    def _generate(self, prompts: list[Prompt], sampling: SamplingParams, version: int) -> JudgedRollouts:
+    def _pending(self, k: int, saved: dict[str, Any]) -> JudgedRollouts | None:
+        """What a checkpoint holds for iteration ``k``; None where this run would ask other prompts."""
+        prompts = self._order.of_iteration(k)
+        generated = JudgedRollouts.of_plain(saved, [*prompts, *self._order.spares(k)])
+        fits = generated and len(generated.pairs) == len(prompts) * self.config.group_size
+        return generated if fits else None
+
+    def _rollouts(self, k: int, version: int) -> JudgedRollouts:
+        """Generate iteration ``k``'s responses by the engine's present weights."""
+        rounds = self.config.dynamic_sampling
+        return self.source.generate(
+            self._order.of_iteration(k),
+            self._sampling(k),
+            version,
+            spares=self._order.spares(k) if rounds else [],
+            rounds=rounds,
+        )
+
+    @property
+    def _order(self) -> PromptOrder:
+        fitting = self.fitting
+        return PromptOrder(
+            self._train, self.config.num_prompts, self.seed, fitting.global_rank, fitting.world_size
+        )
+
+    def _generate(self, work: Callable[[], JudgedRollouts]) -> JudgedRollouts:
         """Sync the engine and generate, again where it died on any rank; it counts its deaths itself."""
         generated: JudgedRollouts | None = None
         while int(self._sum(torch.tensor(int(generated is None)))):
             try:
                 self.sync()
-                generated = generated or self.source.generate(prompts, sampling, version)
+                generated = generated or work()
             except EngineDiedError as error:
                 self._say_died(error)
         assert generated is not None
@@ -269,14 +281,6 @@ class RolloutDataModule(LightningDataModule):
         if gap is not None:
             self.module.ledger.add("rollout/sync_gap", gap)
 
-    def _prompts(self, k: int) -> list[Prompt]:
-        """This rank's prompts of iteration ``k``: passes in keyed order, no prompt twice in an iteration."""
-        per_pass = len(self._train) // self.config.num_prompts
-        order = generator(self.seed, "order", k // per_pass).permutation(len(self._train))
-        begin = k % per_pass * self.config.num_prompts
-        chosen = order[begin : begin + self.config.num_prompts].tolist()
-        return [self._train[i] for i in chosen[self.fitting.global_rank :: self.fitting.world_size]]
-
     @torch.no_grad()
     def _score(self, policy: Policy, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Log-probs [B, T] of the responses, 0 outside the mask, and entropies [N], under ``policy``."""
@@ -307,12 +311,17 @@ class RolloutDataModule(LightningDataModule):
                 tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
                 yield replace(batch, totals=Totals(tokens=tokens, sequences=sequences))
 
-    def _log_rollouts(
-        self, generated: JudgedRollouts, rewards: Tensor, entropy: Tensor, staleness: int
-    ) -> None:
+    def _rewards(self, pairs: list[Judged]) -> Tensor:
+        """What the verifier gave, [P, G] in float64."""
+        rewards = torch.tensor([verdict.reward for _, verdict in pairs], dtype=torch.float64)
+        return rewards.view(-1, self.config.group_size)
+
+    def _log_rollouts(self, generated: JudgedRollouts, entropy: Tensor, staleness: int) -> None:
+        """Log what was generated, groups that dynamic sampling left out included."""
         ledger = self.module.ledger
-        rollouts = [rollout for rollout, _ in generated.pairs]
-        correct = torch.tensor([verdict.correct for _, verdict in generated.pairs]).view_as(rewards)
+        rewards = self._rewards(generated.everything)
+        rollouts = [rollout for rollout, _ in generated.everything]
+        correct = torch.tensor([verdict.correct for _, verdict in generated.everything]).view_as(rewards)
         distinct = len({(rollout.prompt.index, rollout.token_ids) for rollout in rollouts})
         ledger.add("rollout/reward_mean", rewards.sum(), rewards.numel())
         ledger.add("rollout/pass_at_k", correct.any(dim=1).sum(), len(rewards))
@@ -325,6 +334,11 @@ class RolloutDataModule(LightningDataModule):
         ledger.add("rollout/distinct_frac", distinct, len(rollouts))
         ledger.add("rollout/entropy", entropy.sum(), len(entropy))
         ledger.add("rollout/staleness", staleness)
+        if self.config.dynamic_sampling:
+            used = self._rewards(generated.pairs)
+            ledger.add("rollout/refill_rounds", generated.rounds)
+            ledger.add("rollout/left_out_frac", len(rewards) - len(used), len(rewards))
+            ledger.add("rollout/filled_up_frac", zero_variance(used).sum(), len(used))
         self._log_generation("rollout", generated, "time/rollout_s", "time/verify_s")
 
     def _log_generation(
@@ -351,7 +365,8 @@ class RolloutDataModule(LightningDataModule):
             purpose="heldout",
         )
         prompts = self._heldout[self.fitting.global_rank :: self.fitting.world_size]
-        generated = self._generate(prompts, sampling, version=self.fitting.current_epoch)
+        work = partial(self.source.generate, prompts, sampling, version=self.fitting.current_epoch)
+        generated = self._generate(work)
         self._log_generation("val", generated, "time/heldout_s", "time/heldout_verify_s")
         verdicts = [verdict for _, verdict in generated.pairs]
         groups = [verdicts[i : i + sampling.samples] for i in range(0, len(verdicts), sampling.samples)]
@@ -380,14 +395,6 @@ class RolloutDataModule(LightningDataModule):
         """The trainer's arithmetic: old and new log-probs must not differ by it."""
         with self.fitting.precision_plugin.forward_context():
             yield
-
-
-def _token_ids(prompt: Prompt, policy: Policy, chat: bool) -> tuple[int, ...]:
-    tokenizer = policy.tokenizer
-    if not chat:
-        return tuple(tokenizer.encode(prompt.text))
-    messages = [{"role": "user", "content": prompt.text}]
-    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
 class _TrainStream(IterableDataset[Batch]):

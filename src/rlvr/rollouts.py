@@ -4,9 +4,10 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,59 +16,77 @@ from rlvr.batch import Prompt, Rollout, Verdict
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.verifiers import Verifier
 
+Judged = tuple[Rollout, Verdict]
+
 
 @dataclass(frozen=True)
 class JudgedRollouts:
     """The responses to some prompts, and how they came about.
 
     Args:
-        pairs: responses with their verdicts, in the order of prompts and samples.
+        pairs: responses to train on with their verdicts, group by group, in the order of samples.
+        left_out: further ones, of groups that dynamic sampling has replaced.
+        rounds: of dynamic sampling that this took.
         version: the iteration whose starting weights generated them.
         rollout_s: seconds spent in the engine.
         verify_s: seconds spent in the verifier.
         verifier_errors: responses that the verifier could not judge.
     """
 
-    pairs: list[tuple[Rollout, Verdict]]
+    pairs: list[Judged]
+    left_out: list[Judged]
+    rounds: int
     version: int
     rollout_s: float
     verify_s: float
     verifier_errors: int
 
+    @property
+    def everything(self) -> list[Judged]:
+        """All that was generated."""
+        return self.pairs + self.left_out
+
     def plain(self) -> dict[str, Any]:
         """As plain data, for a checkpoint; prompts by their index."""
-        responses = [
-            {
-                "prompt": rollout.prompt.index,
-                "sample": rollout.sample,
-                "token_ids": rollout.token_ids,
-                "logprobs": rollout.logprobs,
-                "finish_reason": rollout.finish_reason,
-                "text": rollout.text,
-                "verdict": asdict(verdict),
-            }
-            for rollout, verdict in self.pairs
-        ]
-        return {**{key: value for key, value in vars(self).items() if key != "pairs"}, "responses": responses}
+        numbers = {key: value for key, value in vars(self).items() if isinstance(value, int | float)}
+        return {**numbers, "pairs": _plain(self.pairs), "left_out": _plain(self.left_out)}
 
     @classmethod
-    def of_plain(cls, data: dict[str, Any], prompts: Sequence[Prompt]) -> "JudgedRollouts | None":
-        """What :meth:`plain` returned; None where it does not answer just these prompts.
+    def of_plain(cls, data: dict[str, Any], prompts: Iterable[Prompt]) -> "JudgedRollouts | None":
+        """What :meth:`plain` returned; None where it answers other prompts than these.
 
         Args:
             data: from a checkpoint.
-            prompts: in the order they were asked.
+            prompts: that may have been asked.
         """
         by_index = {prompt.index: prompt for prompt in prompts}
-        responses = [dict(response) for response in data["responses"]]
-        if [*dict.fromkeys(response["prompt"] for response in responses)] != [*by_index]:
-            return None
-        pairs = []
-        for response in responses:
-            verdict = Verdict(**response.pop("verdict"))
-            prompt = by_index[response.pop("prompt")]
-            pairs.append((Rollout(prompt=prompt, **response), verdict))
-        return cls(pairs=pairs, **{key: value for key, value in data.items() if key != "responses"})
+        judged = {}
+        for key in ("pairs", "left_out"):
+            responses = [dict(response) for response in data[key]]
+            if not {response["prompt"] for response in responses} <= by_index.keys():
+                return None
+            judged[key] = [
+                (
+                    Rollout(
+                        prompt=by_index[response.pop("prompt")],
+                        **{name: value for name, value in response.items() if name != "verdict"},
+                    ),
+                    Verdict(**response["verdict"]),
+                )
+                for response in responses
+            ]
+        return cls(**{**data, **judged})
+
+
+def _plain(judged: list[Judged]) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: value for name, value in vars(rollout).items() if name != "prompt"},
+            "prompt": rollout.prompt.index,
+            "verdict": asdict(verdict),
+        }
+        for rollout, verdict in judged
+    ]
 
 
 class RolloutSource:
@@ -82,15 +101,56 @@ class RolloutSource:
         self.engine, self.verifier = engine, verifier
         self._complained = False
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams, version: int) -> JudgedRollouts:
-        """Generate and judge.
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        version: int,
+        *,
+        spares: Iterable[Prompt] = (),
+        rounds: int = 0,
+    ) -> JudgedRollouts:
+        """Generate and judge; replace groups whose rewards are all equal, for they teach nothing.
+
+        Args:
+            prompts: one group each.
+            sampling: of every round.
+            version: the iteration whose starting weights the engine has.
+            spares: prompts to replace others with, in this order.
+            rounds: of replacing; where some are still missing, the first that were equal fill up.
 
         Raises:
             EngineDiedError: where the engine is gone; everything has to be generated again.
             RuntimeError: where a response is missing or the verifier failed on every one.
         """
+        begin = time.perf_counter()
+        groups, verify_s, errors = self._round(prompts, sampling)
+        chosen, equal, done, rest = groups, list[list[Judged]](), 0, iter(spares)
+        if rounds:
+            chosen, equal = _split(groups)
+        while done < rounds and (more := list(islice(rest, len(prompts) - len(chosen)))):
+            groups, seconds, failed = self._round(more, sampling)
+            done, verify_s, errors = done + 1, verify_s + seconds, errors + failed
+            uneven, even = _split(groups)
+            chosen, equal = chosen + uneven, equal + even
+        missing = len(prompts) - len(chosen)
+        chosen, equal = chosen + equal[:missing], equal[missing:]
+        return JudgedRollouts(
+            pairs=[pair for group in chosen for pair in group],
+            left_out=[pair for group in equal for pair in group],
+            rounds=done,
+            version=version,
+            rollout_s=time.perf_counter() - begin - verify_s,
+            verify_s=verify_s,
+            verifier_errors=errors,
+        )
+
+    def _round(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams
+    ) -> tuple[list[list[Judged]], float, int]:
+        """Groups in the order of the prompts, seconds in the verifier, responses it could not judge."""
         place = {prompt.index: i for i, prompt in enumerate(prompts)}
-        pairs, verify_s, errors, begin = [], 0.0, 0, time.perf_counter()
+        pairs, verify_s, errors = list[Judged](), 0.0, 0
         for rollout in self.engine.generate(prompts, sampling):
             started = time.perf_counter()
             verdict = self._verdict(rollout)
@@ -106,8 +166,8 @@ class RolloutSource:
             )
         if pairs and errors == len(pairs):
             raise RuntimeError(f"the verifier failed on every response: {pairs[0][1].reason}")
-        rollout_s = time.perf_counter() - begin - verify_s
-        return JudgedRollouts(pairs, version, rollout_s, verify_s, errors)
+        size = sampling.samples
+        return [pairs[i : i + size] for i in range(0, len(pairs), size)], verify_s, errors
 
     def _verdict(self, rollout: Rollout) -> Verdict:
         """Judge one response; what the verifier cannot take is reported and gets no reward."""
@@ -126,6 +186,15 @@ class RolloutSource:
                 file=sys.stderr,
             )
         return Verdict(reward=0.0, correct=False, answer=None, reason=f"verifier error: {problem}")
+
+
+def _split(groups: list[list[Judged]]) -> tuple[list[list[Judged]], list[list[Judged]]]:
+    """Groups with unequal rewards, and those with equal ones."""
+    uneven: list[list[Judged]] = []
+    even: list[list[Judged]] = []
+    for group in groups:
+        (even if len({verdict.reward for _, verdict in group}) == 1 else uneven).append(group)
+    return uneven, even
 
 
 class Ahead:

@@ -26,6 +26,12 @@ class DataConfig:
         top_k: number of most probable tokens to sample from; 0 is off.
         old_logprobs: ``policy``: ln q is the trainer's, taken before the first update; ``engine``: it is what
             the engine sampled with, and the ratio itself corrects for the engine's distribution.
+        dynamic_sampling: rounds in which groups of equal rewards are replaced by other prompts' (DAPO,
+            arXiv:2503.14476, sec. 3.2); what is missing after the last round is filled up with them; 0 is
+            off.
+        overlong_buffer: tokens before ``max_new_tokens`` over which a penalty grows (DAPO, eq. 13); 0 is off.
+        overlong_factor: the largest penalty, in units of reward.
+        mask_truncated: truncated responses do not train; their rewards still count in their group's mean.
         lookahead: 1: the next iteration's responses are generated while this one trains, by the weights that
             this one started from; 0: by the newest.
 
@@ -43,11 +49,36 @@ class DataConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    dynamic_sampling: int = 0
+    overlong_buffer: int = 0
+    overlong_factor: float = 1.0
+    mask_truncated: bool = False
     old_logprobs: OldLogprobs = "policy"
     lookahead: int = 0
 
     def __post_init__(self) -> None:
-        require_numbers("data", **{k: v for k, v in vars(self).items() if k != "old_logprobs"})
+        no_numbers = ("old_logprobs", "mask_truncated")
+        require_numbers("data", **{name: v for name, v in vars(self).items() if name not in no_numbers})
+        if not isinstance(self.mask_truncated, bool):
+            raise ConfigError(
+                f"data.mask_truncated={self.mask_truncated}", "true or false", "data.mask_truncated=true"
+            )
+        if self.dynamic_sampling < 0:
+            raise ConfigError(
+                f"data.dynamic_sampling={self.dynamic_sampling}",
+                "a number of rounds, 0 is off",
+                "data.dynamic_sampling=3",
+            )
+        if not 0 <= self.overlong_buffer <= self.max_new_tokens:
+            raise ConfigError(
+                f"data.overlong_buffer={self.overlong_buffer}",
+                f"from 0 to data.max_new_tokens={self.max_new_tokens}",
+                f"data.overlong_buffer={max(self.max_new_tokens // 4, 1)}",
+            )
+        if not self.overlong_factor >= 0:
+            raise ConfigError(
+                f"data.overlong_factor={self.overlong_factor}", "at least 0", "data.overlong_factor=1.0"
+            )
         if self.old_logprobs not in get_args(OldLogprobs):
             raise ConfigError(
                 f"data.old_logprobs={self.old_logprobs}", "policy or engine", "data.old_logprobs=policy"

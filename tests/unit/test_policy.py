@@ -268,3 +268,12 @@ def test_a_folder_with_a_spoilt_file_is_refused(name: str, tmp_path: Path) -> No
 def test_other_dtypes_are_refused(dtype: str) -> None:
     with pytest.raises(ConfigError, match=f"policy.dtype={dtype}: expected float32 or bfloat16"):
         Policy(dtype=dtype)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """One with tokens beyond the model's embedding; the reverse, a padded embedding, is common and fine."""
+    policy = Policy()
+    policy.tokenizer.add_tokens(["<more>", "<still more>"])
+    policy.save(tmp_path)
+    with pytest.raises(ConfigError, match="its token 42 exceeds the vocabulary of 41"):
+        Policy(str(tmp_path))
