@@ -557,5 +557,26 @@ def test_smollm2_trains(smollm2: str, tmp_path: Path) -> None:
     assert max(runs.column(tmp_path / "run", "rollout/engine_kl")) < 1e-6
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_the_trainers_gpu_it_sleeps_between_generations(policy: Policy) -> None:
+    """Weights wake, are synced, then the KV cache wakes; after a generation both give their memory back."""
+    trainer = Policy().cuda()
+    engine = VllmEngine(trainer, max_prompt_tokens=44, max_new_tokens=20, memory_share=0.2)
+    try:
+        sync = WeightSync(trainer, engine)
+        for _ in range(2):
+            assert sync() < 3e-5  # type: ignore[operator]
+            awake = torch.cuda.mem_get_info()[0]
+            assert gap(generated(engine, trainer), policy) < 1e-3
+            assert torch.cuda.mem_get_info()[0] > awake + 2**30
+            with torch.no_grad():
+                for ours, theirs in zip(trainer.parameters(), policy.parameters(), strict=True):
+                    ours.copy_(theirs)
+    finally:
+        engine.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on its GPU the two share a process")
 def test_nothing_imports_vllm_in_the_trainers_process() -> None:
     assert "vllm" not in sys.modules
