@@ -1,0 +1,163 @@
+"""Formulas compared by value, through math-verify's parser; the only importer of sympy and math-verify.
+
+Runs in a worker process: what a model wrote may take sympy any time and any memory. Nothing is evaluated as
+Python: the parser reads LaTeX by a grammar (ANTLR), and the plain-text reader of math-verify, which calls
+``eval``, is not used.
+
+Where math-verify compares two numbers by an absolute tolerance (1/2004! is then 1/2006!), this compares them
+exactly where they are rational, and else to 50 significant digits; formulas with variables are compared at
+random points.
+"""
+
+import logging
+import random
+import re
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from math_verify import verify
+from math_verify.grader import should_treat_as_complex
+from sympy.core.relational import Relational
+
+from rlvr.answers.comparison import rounded_digits
+from rlvr.answers.notation import number
+
+_NORMALIZATION = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none"
+)
+_CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
+_COEFFICIENT = re.compile(r"(?<![\w.\\^}])(\d+(?:\.\d+)?)\s*(?=\(|\\frac)")
+_DIGITS = 60
+_AGREEMENT = sympy.Float(10) ** -50
+_POINTS = 8
+
+# Without a time limit of its own, verify() says so in the log of every worker.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def same_formula(gold: str, answer: str) -> bool:
+    """Compare two formulas in normal form by value; one that cannot be read is like no other.
+
+    Args:
+        gold: the right answer.
+        answer: a response's.
+
+    Raises:
+        MemoryError: where the worker's limit is reached.
+    """
+    try:
+        ours, theirs = _parse(gold), _parse(answer)
+    except MemoryError:
+        raise
+    except Exception:  # whatever parser and constructors raise for what is no formula
+        return False
+    scalars = [isinstance(x, sympy.Expr) and not isinstance(x, sympy.MatrixExpr) for x in (ours, theirs)]
+    if all(scalars):
+        digits = rounded_digits(gold) or rounded_digits(answer)
+        return _same_value(ours, theirs, digits)
+    if isinstance(ours, Relational) and isinstance(theirs, Relational):
+        return _same_relation(ours, theirs)
+    if any(scalars):
+        return False  # a number or a formula is no set; math-verify would take the 7 out of x = 7
+    return bool(verify(ours, theirs, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _parse(text: str) -> Any:
+    exact = number(text)
+    if exact is not None:
+        return sympy.Rational(exact.value.numerator, exact.value.denominator)
+    if "\\begin{matrix}" in text:
+        text = text.replace("{matrix}", "{pmatrix}").replace(";", r" \\ ")
+    # The grammar reads 2(3) and 5\\frac{9}{4} as sums, as if they were mixed numbers.
+    text = _COEFFICIENT.sub(r"\1\\cdot ", text)
+    latex = normalize_latex(text, _NORMALIZATION)
+    parsed = latex2sympy(
+        latex,
+        is_real=not should_treat_as_complex(latex),
+        convert_degrees=False,
+        normalization_config=None,
+        conversion_config=_CONVERSION,
+    )
+    if not isinstance(parsed, sympy.Basic):
+        return parsed
+    # Decimals are exact: 0.1 is 1/10, as it was written. Symbols are what their names say, and i is no index.
+    exactly: dict[Any, Any] = {f: sympy.Rational(str(f)) for f in parsed.atoms(sympy.Float)}
+    exactly |= {symbol: sympy.Symbol(symbol.name) for symbol in parsed.atoms(sympy.Symbol)}
+    if not parsed.has(sympy.Sum, sympy.Product):
+        exactly |= {symbol: sympy.I for symbol in exactly if str(symbol) == "i"}
+    return parsed.xreplace(exactly)
+
+
+def _same_value(gold: sympy.Expr, answer: sympy.Expr, digits: int | None) -> bool:
+    if gold == answer:
+        return True
+    gold, answer = gold.doit(), answer.doit()
+    if gold == answer:
+        return True
+    if gold.is_Rational and answer.is_Rational:
+        return False
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    if not symbols:
+        ours, theirs = _value(gold), _value(answer)
+        if ours is None or theirs is None:
+            return False
+        if digits is not None and bool(abs(ours - theirs) < sympy.Float(10) ** -digits):
+            return True
+        return _close(ours, theirs)
+    return all(_close(ours, theirs) for ours, theirs in _sampled([gold, answer], symbols, _POINTS))
+
+
+def _close(ours: Any, theirs: Any) -> bool:
+    return bool(abs(ours - theirs) <= _AGREEMENT * max(abs(ours), abs(theirs)))
+
+
+def _value(formula: sympy.Expr) -> Any:
+    """The number to 60 digits, or None where it is none."""
+    value = formula.evalf(_DIGITS)
+    if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+        return None
+    real, imaginary = value.as_real_imag()
+    return value if real.is_Float or imaginary.is_Float or value.is_Rational or value == 0 else None
+
+
+def _sampled(formulas: list[sympy.Expr], symbols: list[sympy.Symbol], count: int) -> list[list[Any]]:
+    """Values of the formulas at points where each has one; keyed, so that a verdict does not depend on chance.
+
+    Raises:
+        ValueError: where there are too few such points.
+    """
+    draw = random.Random(2602)
+    found: list[list[Any]] = []
+    for _ in range(4 * count):
+        # Integers too: where (-1)^n is real, and factorials are.
+        scale = 997 if len(found) % 2 else 1
+        point = {s: sympy.Rational(draw.randrange(-3 * scale, 12 * scale) or 1, scale) for s in symbols}
+        values = [_value(formula.subs(point)) for formula in formulas]
+        if all(value is not None for value in values):
+            found.append(values)
+        if len(found) == count:
+            return found
+    raise ValueError("too few points where the formulas have values")
+
+
+def _same_relation(gold: Relational, answer: Relational) -> bool:
+    """Whether one is the other times a constant, a positive one for inequalities written in one direction."""
+    ours, theirs = _forward(gold), _forward(answer)
+    if ours[0] is not theirs[0]:
+        return False
+    symbols = sorted(ours[1].free_symbols | theirs[1].free_symbols, key=str)
+    values = _sampled([ours[1].doit(), theirs[1].doit()], symbols, _POINTS)
+    if any(not bool(abs(b) > _AGREEMENT) or not bool(abs(a) > _AGREEMENT) for a, b in values):
+        return False
+    ratios = [a / b for a, b in values]
+    ordered = ours[0] not in (sympy.Eq, sympy.Ne)
+    return all(_close(ratio, ratios[0]) for ratio in ratios) and not (ordered and not ratios[0].is_positive)
+
+
+def _forward(relation: Relational) -> tuple[type, sympy.Expr]:
+    """The kind and left less right side, with > and >= turned round."""
+    kind, difference = type(relation), relation.lhs - relation.rhs
+    turned = {sympy.Gt: sympy.Lt, sympy.Ge: sympy.Le}
+    return (turned[kind], -difference) if kind in turned else (kind, difference)
