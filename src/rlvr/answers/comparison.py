@@ -1,9 +1,9 @@
 r"""Whether two answers are the same, by structure; single formulas are left to a ``Leaf``.
 
 Lists and sets match in any order, tuples and intervals place by place. ``x = 5`` is 5 where the other side
-has no name; two names must be one. Of ``x = 2 + 3 = 5`` every number must agree. A unit on one side is left out,
-two must be one. A false positive teaches a policy to cheat and a false negative costs one sample: in doubt,
-different.
+has no name; two names must be one. Of ``x = 2 + 3 = 5`` every number must agree. A unit on one side is left
+out, two must be one. A false positive teaches a policy to cheat and a false negative costs one sample: in
+doubt, different.
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from typing import Any
 
 from rlvr.answers.notation import Number, normal_form, number, plain_text, split_unit
 
@@ -18,7 +19,7 @@ Leaf = Callable[[str, str], bool]
 """Compares two formulas, equations or sets in normal form."""
 
 _TOKEN = re.compile(r"\\begin\{[a-z]*\}|\\end\{[a-z]*\}|\\[{}]|\\[a-zA-Z]+|[A-Za-z]+|.", re.DOTALL)
-_OPEN, _CLOSE = {"(", "[", "{", "\\{", "\\begin{matrix}"}, {")", "]", "}", "\\}", "\\end{matrix}"}
+_DEPTH = {"(": 1, "[": 1, "{": 1, "\\{": 1, ")": -1, "]": -1, "}": -1, "\\}": -1}
 _SEPARATORS = {",", ";", "and", "or"}
 _RELATIONS = {"<", ">", "\\le", "\\ge", "\\ne"}
 _LETTER = (
@@ -26,7 +27,8 @@ _LETTER = (
     r"(?:_(?:\{[^{}]*\}|\\?[A-Za-z0-9]+))?'*"
 )
 _NAME = re.compile(
-    rf"(?:{_LETTER}|\\frac\{{[A-Z]+\}}\{{[A-Z]+\}}|\|[A-Z]+\||\\[a-z]+\{{?[A-Z]+\}}?)"
+    rf"(?:(?:\\(?:Delta|delta|angle|triangle) ?)?{_LETTER}"
+    rf"|\\frac\{{[A-Z]+\}}\{{[A-Z]+\}}|\|[A-Z]+\||\\[a-z]+\{{?[A-Z]+\}}?)"
     rf"(?:\([A-Za-z0-9_,\\{{}} ]*\)|:{_LETTER})?|\({_LETTER}(?:,{_LETTER})+\)"
 )
 _FUNCTION = re.compile(
@@ -70,14 +72,17 @@ class _Comparison:
 
     def whole(self, gold: str, answer: str) -> bool:
         """Compare lists of one element or more."""
+        gold, answer = _as_relation(gold), _as_relation(answer)
         golds = [_statement(part) for part in _elements(gold)]
         answers = [_statement(part) for part in _elements(answer)]
         if max(len(golds), len(answers)) > _MOST:
             return False
         if len(golds) > 1 or len(answers) > 1:
             golds, answers = _tuples(golds, answers)
+            # Solutions are a set: one that is said twice is one.
+            golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))
         if len(golds) != len(answers):
-            return False
+            return self._sets(gold, answer)
         if not (all(s.name for s in golds) and all(s.name for s in answers)) and len(golds) > 1:
             golds, answers = [_nameless(s) for s in golds], [_nameless(s) for s in answers]
         left = list(answers)
@@ -97,9 +102,15 @@ class _Comparison:
             both = (gold.equation or gold.name) and (answer.equation or answer.name)
             return bool(both) and self.leaf(gold.text, answer.text)
         stated = [value for value in answer.values if not _variables(value)] or [answer.values[-1]]
-        return all(self._values(gold.values[-1], value) for value in stated)
+        if not any(self._values(value, stated[0]) for value in gold.values):
+            return False
+        return all(
+            _rounding(value, stated[0]) or any(self._values(ours, value) for ours in gold.values)
+            for value in stated[1:]
+        )
 
     def _values(self, gold: str, answer: str) -> bool:
+        gold, answer = _as_relation(gold), _as_relation(answer)
         if gold == answer:
             return True
         if len(_elements(gold)) > 1 or len(_elements(answer)) > 1:
@@ -123,9 +134,24 @@ class _Comparison:
         if (parts[0], others[0]) != (gold, answer):
             return self.whole(parts[0], others[0])
         ours_, theirs_ = _split(gold, {":"}), _split(answer, {":"})
-        if len(ours_) > 1 or len(theirs_) > 1:
+        if len(ours_) == len(theirs_) > 1:
             return self._ordered(ours_, theirs_)
+        gold, answer = (
+            rf"\frac{{{r[0]}}}{{{r[1]}}}" if len(r) == 2 else ":".join(r) for r in (ours_, theirs_)
+        )
         return self._formula(gold, answer)
+
+    def _sets(self, gold: str, answer: str) -> bool:
+        """Compare unlike numbers of elements: a set and a union, alternatives, a decimal comma."""
+        ours, theirs = _alternatives(gold), _alternatives(answer)
+        if (ours, theirs) != (gold, answer):
+            return self._values(ours, theirs)
+        numbers = [number(re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", text)) for text in (gold, answer)]
+        if numbers[0] is not None or numbers[1] is not None:
+            return numbers[0] == numbers[1]
+        unions = _split(gold, {"\\cup"})[1:] or _split(answer, {"\\cup"})[1:]
+        braces = all(_set_like(text) or _inside(text, "{}") is not None for text in (gold, answer))
+        return bool(unions) and braces and self.leaf(gold, answer)
 
     def _ordered(self, golds: Sequence[str], answers: Sequence[str]) -> bool:
         return len(golds) == len(answers) and all(map(self.whole, golds, answers))
@@ -157,36 +183,59 @@ class _Comparison:
             return True
         ours, theirs = number(gold), number(answer)
         if ours and theirs:
-            return _same_number(ours, theirs) or _rounds(gold, theirs.value) or _rounds(answer, ours.value)
+            if _terminates(ours.value) and _terminates(theirs.value):
+                return _same_number(ours, theirs)
+            return _same_number(ours, theirs) or rounds(gold, theirs.value) or rounds(answer, ours.value)
         if plain_text(gold) is not None or plain_text(answer) is not None:
             return plain_text(gold, short=True) == plain_text(answer, short=True)
         return self.leaf(gold, answer)
 
 
-def rounded_digits(text: str) -> int | None:
-    """Decimals of a number that has six significant digits or more, else None: fewer may be a guess."""
-    match = re.fullmatch(r"-?(\d*)\.(\d+)", text)
+def _rounding(decimal: str, exact: str) -> bool:
+    """Whether a decimal is an exact number rounded, as in x = 1/3 = 0.33."""
+    ours, theirs = number(decimal), number(exact)
+    match = re.fullmatch(r"-?\d*\.(\d{2,})", decimal)
+    if match is None or ours is None or theirs is None:
+        return False
+    return abs(ours.value - theirs.value) * 2 * 10 ** len(match[1]) <= 1
+
+
+def rounds(decimal: str, exact: Fraction | Any) -> bool:
+    """Whether a decimal of six significant digits or more is a number rounded or cut; fewer may be a guess.
+
+    Args:
+        decimal: in normal form.
+        exact: a fraction, or a number of sympy.
+    """
+    match = re.fullmatch(r"-?(\d*)\.(\d+)", decimal)
     if match is None or len((match[1] + match[2]).lstrip("0")) < 6:
-        return None
-    return len(match[2])
+        return False
+    unit, size = Fraction(1, 10 ** len(match[2])), abs(Fraction(decimal))
+    if bool(exact < 0) != decimal.startswith("-"):
+        return False
+    return bool(size - unit / 2 <= abs(exact) < size + unit)
 
 
-def _rounds(decimal: str, exact: Fraction) -> bool:
-    """Whether a decimal is a fraction rounded or cut to six digits or more; no decimal rounds another."""
-    digits = rounded_digits(decimal)
-    terminating = exact.denominator
+def _terminates(value: Fraction) -> bool:
+    """Whether a number is a decimal of its own, so that no other decimal is it, rounded."""
+    under = value.denominator
     for prime in (2, 5):
-        while terminating % prime == 0:
-            terminating //= prime
-    return digits is not None and terminating > 1 and abs(Fraction(decimal) - exact) < Fraction(1, 10**digits)
+        while under % prime == 0:
+            under //= prime
+    return under == 1
 
 
-def _same_number(a: Number, b: Number) -> bool:
-    """28% is 0.28, and the 28 of a question that asks for per cent."""
-    if a.value == b.value:
+def _same_number(gold: Number, answer: Number) -> bool:
+    """28% is 0.28; it is 28 too where the answer leaves out the gold one's unit, or adds it to an integer."""
+    if gold.value == answer.value:
         return True
-    as_written = [n.value * (100 if n.percent else 1) for n in (a, b)]
-    return a.percent != b.percent and as_written[0] == as_written[1]
+    if gold.percent:
+        return not answer.percent and gold.value * 100 == answer.value
+    return answer.percent and gold.value.denominator == 1 and gold.value == answer.value * 100
+
+
+def _depth(token: str) -> int:
+    return _DEPTH.get(token, 0) + token.startswith("\\begin{") - token.startswith("\\end{")
 
 
 def _split(text: str, separators: set[str]) -> list[str]:
@@ -194,11 +243,8 @@ def _split(text: str, separators: set[str]) -> list[str]:
     parts, depth, begin = [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match.group()
-        if token in _OPEN:
-            depth += 1
-        elif token in _CLOSE:
-            depth -= 1
-        elif depth <= 0 and token in separators:
+        depth += _depth(token)
+        if depth <= 0 and token in separators:
             parts.append(text[begin : match.start()].strip())
             begin = match.end()
     parts.append(text[begin:].strip())
@@ -221,7 +267,7 @@ def _inside(text: str, kind: str) -> str | None:
     depth = 0
     for match in _TOKEN.finditer(text):
         token = match.group()
-        depth += (token in _OPEN) - (token in _CLOSE)
+        depth += _depth(token)
         if match.start() == 0 and token.lstrip("\\") != kind[0]:
             return None
         if depth <= 0:
@@ -238,6 +284,28 @@ def _brackets(text: str) -> tuple[str, list[str]]:
             parts = _split(inner, {",", ";"})
             return (kind, parts) if len(parts) > 1 else ("", [inner])
     return "", [text]
+
+
+def _as_relation(text: str) -> str:
+    """What a set-builder demands of its variable, and the real line as an interval."""
+    if text == "\\mathbb{R}":
+        return "(-\\infty,\\infty)"
+    builder = re.fullmatch(rf"\\\{{({_LETTER})(?:\\in ?\\mathbb\{{R\}})?[|:](.+)\\\}}", text)
+    return builder[2] if builder and _split(builder[2], _RELATIONS)[1:] else text
+
+
+def _alternatives(text: str) -> str:
+    """Several inequalities of one variable, none joined by "and", as a union of intervals."""
+    parts = _elements(text)
+    intervals = [_interval(part) for part in parts]
+    names = {name for name, _ in intervals}
+    if len(parts) < 2 or "" in names or len(names) > 1 or "and" in _split_words(text):
+        return text
+    return "\\cup ".join(str(interval) for _, interval in intervals)
+
+
+def _split_words(text: str) -> set[str]:
+    return {match.group() for match in _TOKEN.finditer(text)}
 
 
 def _set_like(text: str) -> bool:

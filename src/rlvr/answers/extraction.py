@@ -12,7 +12,7 @@ _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 _BETWEEN = re.compile(r"\\(?:q?quad|text|mathrm|textbf|[()\[\],;! ])|[\s${}*.]")
 _JOINED = re.compile(r"(?:[,;]|and|or|&)+")
 _STATED = re.compile(
-    r"\b(?P<final>final\s+)?answer\b\W{0,4}?(?:(?:to|of|for)\b[^.\n]{0,80}?)?"
+    r"\b(?P<final>final\s+)?answers?\b\W{0,4}?(?:(?:to|of|for)\b[^.\n]{0,80}?)?"
     r"(?:\s*\b(?:is|are|should be|will be)\b|\s*[:=])"
     r"[:\s*\"\\]*?(?=[^\s:*\"])",
     re.IGNORECASE,
@@ -23,8 +23,8 @@ _SPAN = re.compile(
 )
 _NUMBER = re.compile(
     r"(?<![\w.,/])[-−+]?[$€£]?(?:"
-    r"(?:\d+ )?\d++ ?/ ?\d++"
-    r"|(?:\d{1,3}(?:,\d{3})+|\d++)(?:\.\d++)?(?:[eE][-+]?\d++)?"
+    r"(?:(?:\d{1,3}(?:[, ]\d{3})+|\d+) +)?\d++ ?/ ?\d++"
+    r"|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d++)?|\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?"
     r"|\.\d++)(?:\s?(?:\\?%|percent\b|pct\b))?"
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -48,6 +48,7 @@ _MATH_WORDS = {
     ),
     *("pct", "max", "min", "gcd", "lcm", "det", "arcsin", "arccos", "arctan", "theta", "alpha", "beta"),
 }
+_QUOTES = re.compile(r"^(?:[\s*\"':}]|\\\")+|(?:[\s*\"':]|\\\")+$")
 _TAIL = 2000
 """Characters at the end of a response in which fallbacks look."""
 _BARE = 300
@@ -77,7 +78,7 @@ def final_answer(text: str, how: Extraction = "last") -> str | None:
     stated = _stated(tail, final=False)
     if stated is not None or how == "stated":
         return stated
-    bare = text.strip()
+    bare = text.strip(" \n\t*#")
     if is_formula(bare):
         return bare.rsplit("\n", 1)[-1] if "\\" not in bare and "$" not in bare else bare
     return _last(tail)
@@ -127,12 +128,18 @@ def _boxed(text: str) -> tuple[str | None, int]:
         return None, 0
     contents = [text[boxes[-1][1] : boxes[-1][2]]]
     end = boxes[-1][2] + 1
+    if text.startswith(("%", "\\%"), end):
+        contents[0] += "%"
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=False):
-        between = text[before[2] + 1 : after[0]]
-        if len(between) > 80 or not _JOINED.fullmatch(_BETWEEN.sub("", between)):
+        if not _joined(text[before[2] + 1 : after[0]]):
             break
         contents.append(text[before[1] : before[2]])
     return ", ".join(reversed(contents)), end
+
+
+def _joined(between: str) -> bool:
+    """Whether only a comma, "and" or "or" stands between two answers, so that they are one list."""
+    return len(between) <= 80 and _JOINED.fullmatch(_BETWEEN.sub("", between)) is not None
 
 
 def _stated(text: str, *, final: bool) -> str | None:
@@ -144,7 +151,7 @@ def _stated(text: str, *, final: bool) -> str | None:
     if rest.startswith(("$$", "\\[")) and (span := _SPAN.match(rest)):
         return _inside(span)
     end = _SENTENCE_END.search(rest)
-    sentence = (rest[: end.start()] if end else rest).strip(" *\"'\\:")
+    sentence = _QUOTES.sub("", rest[: end.start()] if end else rest)
     if is_formula(sentence) or (sentence.startswith(("$", "\\(", "(")) and not _prose(sentence)):
         return sentence if not final or any(c.isdigit() or c in "$\\" for c in sentence) else None
     if matches[-1].group().rstrip(' *"').endswith((":", "=")) and (answer := _last(sentence)):
@@ -159,7 +166,10 @@ def _last(text: str) -> str | None:
     spans = list(_SPAN.finditer(text))
     numbers = list(_NUMBER.finditer(text))
     if spans and not _prose(_inside(spans[-1])) and not (numbers and numbers[-1].start() >= spans[-1].end()):
-        return _inside(spans[-1])
+        first = len(spans) - 1
+        while first and _joined(text[spans[first - 1].end() : spans[first].start()]):
+            first -= 1
+        return ", ".join(map(_inside, spans[first:]))
     return numbers[-1].group() if numbers else None
 
 

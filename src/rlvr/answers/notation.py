@@ -36,10 +36,10 @@ _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
 _ROOT = re.compile("\u221a\\s*(?:(\\d+(?:\\.\\d+)?|[A-Za-z])|\\(([^()]*)\\))")
 
-_FONT = r"text(?:normal|bf|it|rm|tt|sf)|math(?:rm|bf|it|sf)|mbox|operatorname\*?|bold|rm"
+_FONT = r"text(?:normal|bf|it|rm|tt|sf)|math(?:rm|bf|it|sf)|mbox|operatorname\*?|boldsymbol|bold|bm|rm"
 _SPACING = r"[,;:> ]|(?:q?quad|displaystyle|textstyle|limits|n)(?![A-Za-z])"
 _PERCENT = r"(?:percent(?:age)?|pct)"
-_FUNCTIONS = "pi|sqrt|sin|cos|tan|log|ln|arcsin|arccos|arctan"
+_FUNCTIONS = "pi|sqrt|exp|sin|cos|tan|log|ln|arcsin|arccos|arctan"
 
 _Replacement = str | Callable[[re.Match[str]], str]
 _REWRITES: list[tuple[str, _Replacement]] = [
@@ -49,6 +49,8 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (rf"\\(?:{_SPACING})|~", " "),
     (r"\\\$|\$|\\[()]|\\\[(?!\d)|(?<!\\)\\\]", " "),
     (r"\{,\}", ","),
+    (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
+    (r"\{\{([^{}]*)\}\}", r"{\1}"),
     # Commands of one meaning
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
     (rf"\\(?:{_FONT})(?=\s*\{{)", r"\\text"),
@@ -58,7 +60,8 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\gt(?![a-z])", ">"),
     (r"\\lt(?![a-z])", "<"),
     (r"\\approxeq|\\simeq(?![a-z])|\\doteq", r"\\approx "),
-    (r"\\varnothing", r"\\emptyset "),
+    (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\(?:mathbb|text) ?(?:\{ ?R ?\}|R(?![A-Za-z]))|\\R(?:eals?)?(?![A-Za-z])", r"\\mathbb{R}"),
     (r"\\c?dots[a-z]?(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\lbrace(?![a-z])", r"\\{"),
     (r"\\rbrace(?![a-z])", r"\\}"),
@@ -71,7 +74,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\end\{[bp]?(?:small)?matrix\}\s*[\])]?", r"\\end{matrix}"),
     (rf"\\%|\s*\\text\s*\{{\s*{_PERCENT}\s*\}}|\s*(?<![A-Za-z]){_PERCENT}(?![A-Za-z])", "%"),
     (r"\^\s*\{?\s*(?:\\circ|\\text\s*\{\s*o\s*\})\s*\}?|\\degrees?(?![a-z])", r"^\\circ "),
-    (r"\\text\s*\{\s*(?:,?\s*(?:and|or|,))\s*,?\s*\}", " and "),
+    (r"\\text\s*\{\s*,?\s*(and|or|,)\s*,?\s*\}", r" \1 "),
     # Plain text and half LaTeX
     (r"\*\*", "^"),
     (rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])", r"\\\1"),
@@ -79,8 +82,11 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"(?<![\w)}\]])\+\s*(?=\\infty)|\+\s*(?=-)", ""),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
-    (r"([_^])\s*(-?\d+|[A-Za-z](?![A-Za-z]))", r"\1{\2}"),
-    (r"\\(?:frac|sqrt)(?![a-z]).*", lambda m: _braced(m[0])),
+    (r"([_^])\s*(-?\d+|[A-Za-z](?![A-Za-z])|\\(?!circ|text|frac|sqrt|math)[A-Za-z]+)", r"\1{\2}"),
+    (r"_\{\\text\{([A-Za-z0-9]+)\}\}", r"_{\1}"),
+    (r"\\(?:frac|sqrt|text)(?![a-z]).*", lambda m: _braced(m[0])),
+    (r"(\d*)\.(\d*)\\overline ?\{(\d+)\}", lambda m: _repeating(m)),
+    (r"(?<=\d) ?x ?(?=10\^)", r"\\times "),
     # Numbers
     (r"(\d)\s*million(?![a-z])", r"\1\\times 10^{6}"),
     (r"(\d)\s*billion(?![a-z])", r"\1\\times 10^{9}"),
@@ -93,7 +99,9 @@ _REWRITES: list[tuple[str, _Replacement]] = [
 _COMPILED = [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in _REWRITES]
 _BACKSLASHES = re.compile(r"\\\\(?=[a-zA-Z(){}\[\]$%])")
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
-_TAKES_ARGUMENTS = re.compile(r"(\\frac|\\sqrt)(?![a-z])\s*")
+_CONTINUED = re.compile(r";\s*=")
+_TAKES_ARGUMENTS = re.compile(r"(\\frac|\\sqrt|\\text)(?![a-z])\s*")
+_WORDS = re.compile(r"[A-Za-z .,'/()\-]*")
 _INDEX = re.compile(r"\[[^\[\]]*\]\s*")
 _BRACES = re.compile(r"\\[{}]|[{}]")
 _TOKEN = re.compile(r"(\\[A-Za-z]+|[A-Za-z0-9])\s*")
@@ -120,12 +128,33 @@ def _mixed(match: re.Match[str]) -> str:
     return rf"{whole} \frac{{{part}}}{{{of}}}"
 
 
+def _repeating(match: re.Match[str]) -> str:
+    """A repeating decimal as a fraction."""
+    whole, once, again = match.groups()
+    if len(once) + len(again) > 30:
+        return match[0]
+    over = int((whole or "0") + once + again) - int((whole or "0") + once)
+    return rf"\frac{{{over}}}{{{10 ** (len(once) + len(again)) - 10 ** len(once)}}}"
+
+
 def _braced(text: str) -> str:
-    r"""Give ``\frac 1 2`` and ``\sqrt 13`` their braces; a root takes all digits that follow."""
+    r"""Give ``\frac 1 2`` and ``\sqrt 13`` their braces, and take formulas out of ``\text{}``.
+
+    A root takes all digits that follow, a fraction one each.
+    """
     out, place = [], 0
     while match := _TAKES_ARGUMENTS.search(text, place):
-        out.append(text[place : match.end(1)])
+        out.append(text[place : match.start()])
         place = match.end()
+        if match[1] == "\\text":
+            content, after = _argument(text, place, digits=False)
+            if content is not None and not _WORDS.fullmatch(content):
+                out.append(_braced(content))
+                place = after
+            else:
+                out.append(match[1])
+            continue
+        out.append(match[1])
         if match[1] == "\\sqrt" and (index := _INDEX.match(text, place)):
             out.append(index[0])
             place = index.end()
@@ -167,9 +196,11 @@ def normal_form(text: str) -> str:
     if "\\begin" not in text or "\\\\begin" in text:
         text = _BACKSLASHES.sub(r"\\", text)
     text = _ROW_END.sub(";", text)
+    if "matrix" not in text and "array" not in text:  # aligned steps: one chain
+        text = _CONTINUED.sub("=", text.replace("&", ""))
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
-    text = _SPACES.sub(" ", text).strip(" .,;:'\"")
+    text = _SPACES.sub(" ", text).rstrip(" .,;:'\"").lstrip(" ,;:'\"")
     return _LOOSE_SPACE.sub("", text)
 
 
@@ -211,13 +242,14 @@ def number(text: str) -> Number | None:
     return Number((-value if match["sign"] == "-" else value) / (100 if percent else 1), percent)
 
 
-_UNIT_TEXT = re.compile(r"(?<=[\d})a-zA-Z|])\s*\\text\{([^{}]*)\}(?:\^\{?(\d)\}?)?$")
+_UNIT_TEXT = re.compile(r"(?<=[\d})a-zA-Z|])((?: ?(?:\\cdot|/)? ?\\text\{[^{}]*\}(?:\^\{-?\d\})?)+)$")
+_DEGREES = re.compile(r"(?<=[\d})])\^\\circ ?(?:[CF]|\\text\{[CF]\})?$")
 _UNIT_WORD = re.compile(r"(?<=[\d})]) ?([A-Za-z][A-Za-z/. ]*?)\.?(?:\^\{?(\d)\}?)?$")
 _BASE = re.compile(r"(?<=[0-9A-Za-z)])_\{?(\d+)\}?$")
 _UNITS = {  # a letter that is a variable at least as often as a unit is none: 5d, 3t
     "mm", "cm", "m", "km", "in", "ft", "yd", "mi", "g", "kg", "mg", "lb", "oz", "s", "ms", "min", "h", "hr",
-    "L", "ml", "mL", "N", "J", "W", "V", "Pa", "Hz", "K", "C", "F", "T", "eV", "mol", "mph", "kmh", "km/h", "m/s",
-    "rpm", "am", "pm", "sq", "cu",
+    "L", "ml", "mL", "N", "J", "W", "V", "Pa", "Hz", "K", "C", "F", "T", "eV", "mol", "mph", "kmh", "km/h",
+    "m/s", "rpm", "am", "pm", "sq", "cu",
 }  # fmt: skip
 _UNIT_NAMES = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
@@ -240,11 +272,14 @@ def split_unit(text: str) -> tuple[str, str]:
     Returns:
         The rest and the unit, spelled one way; empty where there is none.
     """
-    if text.endswith(("^\\circ", "\u20ac")):
-        return text.removesuffix("^\\circ").removesuffix("\u20ac"), "degree" if text[-1] == "c" else "euro"
-    text = text.lstrip("\u20ac\u00a3")
-    if (match := _UNIT_TEXT.search(text)) and not _NO_UNIT & set(match[1].lower().split()):
-        return text[: match.start()], _unit(match[1], match[2])
+    text = text.strip("\u20ac\u00a3")
+    if match := _DEGREES.search(text):
+        return text[: match.start()], "degree"
+    if match := _UNIT_TEXT.search(text):
+        unit = re.sub(r"\\text|\\cdot|[{}]", " ", match[1])
+        if not _NO_UNIT & set(unit.lower().split()):
+            power = re.search(r"\^ *(\d) *$", unit)
+            return text[: match.start()], _unit(unit[: power.start()] if power else unit, power and power[1])
     if match := _BASE.search(text):
         head = text[: match.start()]
         if re.fullmatch(r"\(?[0-9A-F]*\d[0-9A-F]*\)?", head):
@@ -273,7 +308,7 @@ def _unit(words: str, power: str | None) -> str:
 def plain_text(text: str, *, short: bool = False) -> str | None:
     r"""The words of an answer that is no formula, in lower case: ``\text{Evelyn}``, ``no solution``, ``(C)``.
 
-    Two or three letters are a product unless they stand in ``\text{}`` or ``short`` is given.
+    Two letters are a product unless they stand in ``\text{}`` or ``short`` is given.
 
     Returns:
         The words, or None for a formula.
@@ -284,4 +319,4 @@ def plain_text(text: str, *, short: bool = False) -> str | None:
         return None
     if len(bare) == 1:
         return bare  # a variable or a choice: case tells
-    return bare.lower() if short or "\\text" in text or len(bare) > 3 else None
+    return bare.lower() if short or "\\text" in text or len(bare) > 2 else None

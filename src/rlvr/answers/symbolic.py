@@ -19,9 +19,10 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
+from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from rlvr.answers.comparison import rounded_digits
+from rlvr.answers.comparison import rounds
 from rlvr.answers.notation import number
 
 _NORMALIZATION = NormalizationConfig(
@@ -29,6 +30,9 @@ _NORMALIZATION = NormalizationConfig(
 )
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _COEFFICIENT = re.compile(r"(?<![\w.\\^}])(\d+(?:\.\d+)?)\s*(?=\(|\\frac)")
+_CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
+_SIGN_INDEX = re.compile(r"_\{\\([A-Za-z]+)\}")
+_ENDLESS = re.compile(r"\^ ?\{? ?-?\d{6}|\d{6}!")
 _DIGITS = 60
 _AGREEMENT = sympy.Float(10) ** -50
 _POINTS = 8
@@ -55,8 +59,7 @@ def same_formula(gold: str, answer: str) -> bool:
         return False
     scalars = [isinstance(x, sympy.Expr) and not isinstance(x, sympy.MatrixExpr) for x in (ours, theirs)]
     if all(scalars):
-        digits = rounded_digits(gold) or rounded_digits(answer)
-        return _same_value(ours, theirs, digits)
+        return _same_value(ours, theirs) or _rounded(gold, theirs) or _rounded(answer, ours)
     if isinstance(ours, Relational) and isinstance(theirs, Relational):
         return _same_relation(ours, theirs)
     if any(scalars):
@@ -65,13 +68,18 @@ def same_formula(gold: str, answer: str) -> bool:
 
 
 def _parse(text: str) -> Any:
+    if _ENDLESS.search(text):
+        raise ValueError("a number of 100 000 digits or more")
     exact = number(text)
     if exact is not None:
         return sympy.Rational(exact.value.numerator, exact.value.denominator)
-    if "\\begin{matrix}" in text:
+    if "matrix}" in text:
         text = text.replace("{matrix}", "{pmatrix}").replace(";", r" \\ ")
     # The grammar reads 2(3) and 5\\frac{9}{4} as sums, as if they were mixed numbers.
     text = _COEFFICIENT.sub(r"\1\\cdot ", text)
+    text = _SIGN_INDEX.sub(r"_{\1}", text)  # of a symbol, such as R_{\odot}
+    # It takes a plain E for Euler's number, and then no index.
+    text = _CAPITAL_E.sub(r"\\Xi ", text)
     latex = normalize_latex(text, _NORMALIZATION)
     parsed = latex2sympy(
         latex,
@@ -90,7 +98,12 @@ def _parse(text: str) -> Any:
     return parsed.xreplace(exactly)
 
 
-def _same_value(gold: sympy.Expr, answer: sympy.Expr, digits: int | None) -> bool:
+def _rounded(decimal: str, formula: sympy.Expr) -> bool:
+    value = None if formula.free_symbols or formula.is_Rational else _value(formula.doit())
+    return value is not None and value.is_real and rounds(decimal, value)
+
+
+def _same_value(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     if gold == answer:
         return True
     gold, answer = gold.doit(), answer.doit()
@@ -98,15 +111,15 @@ def _same_value(gold: sympy.Expr, answer: sympy.Expr, digits: int | None) -> boo
         return True
     if gold.is_Rational and answer.is_Rational:
         return False
+    # u(t) and the like have no values: each is one more variable, one and the same for the same arguments.
+    unknown = {f: sympy.Symbol(f"{f}") for f in gold.atoms(AppliedUndef) | answer.atoms(AppliedUndef)}
+    gold, answer = gold.xreplace(unknown), answer.xreplace(unknown)
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     if not symbols:
         ours, theirs = _value(gold), _value(answer)
-        if ours is None or theirs is None:
-            return False
-        if digits is not None and bool(abs(ours - theirs) < sympy.Float(10) ** -digits):
-            return True
-        return _close(ours, theirs)
-    return all(_close(ours, theirs) for ours, theirs in _sampled([gold, answer], symbols, _POINTS))
+        return ours is not None and theirs is not None and _close(ours, theirs)
+    points = _sampled([gold, answer], symbols)
+    return bool(points) and all(_close(ours, theirs) for ours, theirs in points)
 
 
 def _close(ours: Any, theirs: Any) -> bool:
@@ -122,24 +135,23 @@ def _value(formula: sympy.Expr) -> Any:
     return value if real.is_Float or imaginary.is_Float or value.is_Rational or value == 0 else None
 
 
-def _sampled(formulas: list[sympy.Expr], symbols: list[sympy.Symbol], count: int) -> list[list[Any]]:
-    """Values of the formulas at points where each has one; keyed, so that a verdict does not depend on chance.
+def _sampled(formulas: list[sympy.Expr], symbols: list[sympy.Symbol]) -> list[list[Any]]:
+    """Values of the formulas at points where each has one; none where there are too few such points.
 
-    Raises:
-        ValueError: where there are too few such points.
+    The points are keyed, so that a verdict does not depend on chance.
     """
     draw = random.Random(2602)
     found: list[list[Any]] = []
-    for _ in range(4 * count):
-        # Integers too: where (-1)^n is real, and factorials are.
+    for _ in range(4 * _POINTS):
+        # Every other one of integers: there (-1)^n is real, and rounding is seen.
         scale = 997 if len(found) % 2 else 1
         point = {s: sympy.Rational(draw.randrange(-3 * scale, 12 * scale) or 1, scale) for s in symbols}
         values = [_value(formula.subs(point)) for formula in formulas]
         if all(value is not None for value in values):
             found.append(values)
-        if len(found) == count:
+        if len(found) == _POINTS:
             return found
-    raise ValueError("too few points where the formulas have values")
+    return []
 
 
 def _same_relation(gold: Relational, answer: Relational) -> bool:
@@ -148,8 +160,9 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
     if ours[0] is not theirs[0]:
         return False
     symbols = sorted(ours[1].free_symbols | theirs[1].free_symbols, key=str)
-    values = _sampled([ours[1].doit(), theirs[1].doit()], symbols, _POINTS)
-    if any(not bool(abs(b) > _AGREEMENT) or not bool(abs(a) > _AGREEMENT) for a, b in values):
+    values = _sampled([ours[1].doit(), theirs[1].doit()], symbols)
+    values = [pair for pair in values if any(abs(value) > _AGREEMENT for value in pair)]  # a point of both
+    if len(values) < 3 or any(abs(value) <= _AGREEMENT for pair in values for value in pair):
         return False
     ratios = [a / b for a, b in values]
     ordered = ours[0] not in (sympy.Eq, sympy.Ne)

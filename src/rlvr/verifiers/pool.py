@@ -92,6 +92,9 @@ class WorkerPool:
         worker: _Worker | None = None
         while (request := self._requests.get()) is not None:
             future, gold, answer = request
+            if worker is not None and worker.process.poll() is not None:  # killed while it had nothing to do
+                self._end(worker)
+                worker = None
             try:
                 worker = worker or self._start()
                 future.set_result(worker.same(gold, answer, self.deadline_s))

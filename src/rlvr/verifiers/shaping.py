@@ -17,7 +17,7 @@ class FormatVerifier:
     Args:
         tags: each must open and close exactly once, in this order, none inside another: ``[think, answer]``
             wants ``<think>...</think>...<answer>...</answer>``.
-        boxed: whether a balanced ``\boxed{}`` must follow the last tag, or stand in it.
+        boxed: whether a balanced ``\boxed{}`` must follow where the first tag closes.
     """
 
     def __init__(self, *, tags: Sequence[str] = (), boxed: bool = True) -> None:
@@ -28,8 +28,8 @@ class FormatVerifier:
         """Judge the form of one response."""
         places = [completion.find(mark) for mark in self.marks]
         once = all(completion.count(mark) == 1 for mark in self.marks) and places == sorted(places)
-        last = places[-2] if places else 0
-        fits = once and (not self.boxed or final_answer(completion[last:], "boxed") is not None)
+        after = completion[places[1] :] if places else completion
+        fits = once and (not self.boxed or final_answer(after, "boxed") is not None)
         reason = "well formed" if fits else "other form"
         return Verdict(float(fits), correct=fits, answer=None, reason=reason)
 
