@@ -15,4 +15,5 @@ def rows(name: str) -> list[dict[str, Any]]:
     path = FOLDER / name
     if not path.is_file():
         pytest.skip(f"no {path}: set RLVR_DATA to the folder that holds it")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open() as file:
+        return [json.loads(line) for line in file]

@@ -20,7 +20,7 @@ from rlvr.verifiers.pool import VerifierError, WorkerPool
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 ENDLESS = r"\boxed{9^{9^{9^{9}}}}"
-DEADLINE_S = 0.7
+DEADLINE_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_deadline_holds_and_leaves_the_pool_healthy(verifier: MathVerifier) 
     verdict = verifier(prompt("x+1"), ENDLESS)
     assert time.monotonic() - begin < DEADLINE_S + 2
     assert failed(verdict)
-    assert "timeout after 0.7 s" in verdict.reason
+    assert "timeout after 0.5 s" in verdict.reason
     assert healthy(verifier)
 
 
@@ -135,16 +135,15 @@ def test_results_come_in_order_and_fast_ones_do_not_wait() -> None:
     verifier = MathVerifier(workers=2, deadline_s=2.0)
     assert healthy(verifier)
     slow = verifier.submit(prompt("x+1"), ENDLESS)
+    roots = [rf"\sqrt{{{3 * i * i}}}" for i in range(2, 12)]
     fast = [
-        verifier.submit(prompt(rf"{i}\sqrt{{3}}"), rf"\boxed{{\sqrt{{{3 * i * i}}}}}") for i in range(2, 12)
+        verifier.submit(prompt(rf"{i + 2}\sqrt{{3}}"), rf"\boxed{{{root}}}") for i, root in enumerate(roots)
     ]
-    assert [future.result(timeout=30).answer for future in fast] == [
-        rf"\sqrt{{{3 * i * i}}}" for i in range(2, 12)
-    ]
+    assert [future.result(timeout=30).answer for future in fast] == roots
     assert all(future.result().correct for future in fast)
     assert not slow.done()
     assert failed(slow.result(timeout=30))
-    verifier.close()  # fmt: skip
+    verifier.close()
 
 
 def test_a_worker_outlives_the_thread_that_first_needed_it(verifier: MathVerifier) -> None:
@@ -238,13 +237,8 @@ def test_nothing_of_the_model_runs(verifier: MathVerifier, tmp_path: Path) -> No
         "exit()",
         "(lambda: 1)()",
     ):
-        for response in (
-            code,
-            rf"\boxed{{{code}}}",
-            f"The answer is {code}",
-            rf"\boxed{{\text{{{code}}}+x}}",
-        ):
-            verifier(prompt("x+2"), response)
+        for frame in ("{}", r"\boxed{{{}}}", "The answer is {}", r"\boxed{{\text{{{}}}+x}}"):
+            verifier(prompt("x+2"), frame.format(code))
     assert not made.exists()
     assert healthy(verifier)
 
@@ -260,7 +254,7 @@ def test_shared_hostile_inputs(verifier: MathVerifier) -> None:
 
 
 def test_10_000_integers_a_second(verifier: MathVerifier) -> None:
-    """The cheap path, with a tenth of the rate as margin for a busy machine; measured in experiments/benchmarks."""
+    """The cheap path, at a tenth of the rate so that a busy machine passes; benchmarks/verifier.py measures."""
     begin = time.perf_counter()
     for i in range(2000):
         assert verifier(prompt(str(i)), rf"So the answer is \boxed{{{i}}}.").correct

@@ -197,7 +197,7 @@ def _rounding(decimal: str, exact: str) -> bool:
     match = re.fullmatch(r"-?\d*\.(\d{2,})", decimal)
     if match is None or ours is None or theirs is None:
         return False
-    return abs(ours.value - theirs.value) * 2 * 10 ** len(match[1]) <= 1
+    return abs(ours.value - theirs.value) <= Fraction(1, 2 * 10 ** len(match[1]))
 
 
 def rounds(decimal: str, exact: Fraction | Any) -> bool:

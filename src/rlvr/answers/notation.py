@@ -94,7 +94,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", "")),
     (r"(?<![\d.,] )(?<![\d.,/\w])\d{1,3}(?: \d{3})+(?![\d,])", lambda m: m[0].replace(" ", "")),
     (r"(?<![\w.])(\d+) *\\frac\{(\d+)\}\{(\d+)\}", lambda m: _mixed(m)),
-    (r"(?<![\w./)}\n])(\d+) +(\d+) ?/ ?(\d+)(?![\w.])", lambda m: _mixed(m)),
+    (r"(?<![\w./)}\n])(\d+) +(\d+) ?/ ?(\d+)(?!\w|\.\d)", lambda m: _mixed(m)),
 ]
 _COMPILED = [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in _REWRITES]
 _BACKSLASHES = re.compile(r"\\\\(?=[a-zA-Z(){}\[\]$%])")
@@ -121,7 +121,7 @@ _LARGEST_EXPONENT = 400
 
 
 def _mixed(match: re.Match[str]) -> str:
-    """A mixed number as a sum; improper ones (4 7/6) are none, nor is one over zero."""
+    """A mixed number as a sum; an improper one (4 7/6) has no agreed value and stays as it is."""
     whole, part, of = match.groups()
     if len(of) < 20 and int(of) and len(part) < 20 and int(part) < int(of):
         return rf"({whole}+\frac{{{part}}}{{{of}}})"

@@ -32,6 +32,7 @@ _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_sym
 _COEFFICIENT = re.compile(r"(?<![\w.\\^}])(\d+(?:\.\d+)?)\s*(?=\(|\\frac)")
 _CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
 _SIGN_INDEX = re.compile(r"_\{\\([A-Za-z]+)\}")
+_IMPROPER = re.compile(r"(?<![\w.\\^}])\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+)")
 _ENDLESS = re.compile(r"\^ ?\{? ?-?\d{6}|\d{6}!")
 _DIGITS = 60
 _AGREEMENT = sympy.Float(10) ** -50
@@ -70,6 +71,8 @@ def same_formula(gold: str, answer: str) -> bool:
 def _parse(text: str) -> Any:
     if _ENDLESS.search(text):
         raise ValueError("a number of 100 000 digits or more")
+    if _IMPROPER.search(text):
+        raise ValueError("a mixed number that is none")
     exact = number(text)
     if exact is not None:
         return sympy.Rational(exact.value.numerator, exact.value.denominator)
