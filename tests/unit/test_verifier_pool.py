@@ -132,18 +132,18 @@ def test_out_of_memory_is_an_error() -> None:
 
 
 def test_results_come_in_order_and_fast_ones_do_not_wait() -> None:
-    verifier = MathVerifier(workers=2, deadline_s=2.0)
-    assert healthy(verifier)
+    verifier = MathVerifier(workers=2, deadline_s=60)
     slow = verifier.submit(prompt("x+1"), ENDLESS)
     roots = [rf"\sqrt{{{3 * i * i}}}" for i in range(2, 12)]
+    golds = [rf"{i}\sqrt{{3}}" for i in range(2, 12)]
     fast = [
-        verifier.submit(prompt(rf"{i + 2}\sqrt{{3}}"), rf"\boxed{{{root}}}") for i, root in enumerate(roots)
+        verifier.submit(prompt(gold), rf"\boxed{{{root}}}") for gold, root in zip(golds, roots, strict=True)
     ]
     assert [future.result(timeout=30).answer for future in fast] == roots
     assert all(future.result().correct for future in fast)
     assert not slow.done()
-    assert failed(slow.result(timeout=30))
     verifier.close()
+    assert failed(slow.result(timeout=0))
 
 
 def test_a_worker_outlives_the_thread_that_first_needed_it(verifier: MathVerifier) -> None:
@@ -254,7 +254,7 @@ def test_shared_hostile_inputs(verifier: MathVerifier) -> None:
 
 
 def test_10_000_integers_a_second(verifier: MathVerifier) -> None:
-    """The cheap path, at a tenth of the rate so that a busy machine passes; benchmarks/verifier.py measures."""
+    """The cheap path, at a tenth of the rate so that a busy machine passes; the benchmark measures."""
     begin = time.perf_counter()
     for i in range(2000):
         assert verifier(prompt(str(i)), rf"So the answer is \boxed{{{i}}}.").correct

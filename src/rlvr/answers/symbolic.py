@@ -65,7 +65,7 @@ def same_formula(gold: str, answer: str) -> bool:
         return _same_relation(ours, theirs)
     if any(scalars):
         return False  # a number or a formula is no set; math-verify would take the 7 out of x = 7
-    return bool(verify(ours, theirs, timeout_seconds=None, allow_set_relation_comp=True))
+    return bool(verify(ours, theirs, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True))
 
 
 def _parse(text: str) -> Any:
@@ -78,7 +78,7 @@ def _parse(text: str) -> Any:
         return sympy.Rational(exact.value.numerator, exact.value.denominator)
     if "matrix}" in text:
         text = text.replace("{matrix}", "{pmatrix}").replace(";", r" \\ ")
-    # The grammar reads 2(3) and 5\\frac{9}{4} as sums, as if they were mixed numbers.
+    # The grammar reads 2(3) and 5\frac{x}{4} as sums, as if they were mixed numbers.
     text = _COEFFICIENT.sub(r"\1\\cdot ", text)
     text = _SIGN_INDEX.sub(r"_{\1}", text)  # of a symbol, such as R_{\odot}
     # It takes a plain E for Euler's number, and then no index.

@@ -31,6 +31,8 @@ def main() -> None:
     from rlvr.answers.comparison import equivalent
     from rlvr.answers.symbolic import same_formula
 
+    # What parser and sympy load at first use is not on the first answer's time.
+    same_formula(r"2\sqrt{3}", r"\sqrt{12}")
     with contextlib.suppress(ValueError, OSError):  # where a lower limit is set already
         resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))
     print(json.dumps("ready"), file=replies, flush=True)
