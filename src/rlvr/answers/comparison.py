@@ -82,6 +82,10 @@ class _Comparison:
             # Solutions are a set: one that is said twice is one.
             golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))
         if len(golds) != len(answers):
+            if len(golds) == 1 and golds[0].name:  # x in {1, 2}
+                return self.whole(golds[0].values[-1], answer)
+            if len(answers) == 1 and answers[0].name:
+                return self.whole(gold, answers[0].values[-1])
             return self._sets(gold, answer)
         if not (all(s.name for s in golds) and all(s.name for s in answers)) and len(golds) > 1:
             golds, answers = [_nameless(s) for s in golds], [_nameless(s) for s in answers]

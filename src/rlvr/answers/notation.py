@@ -48,12 +48,15 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])\.?|\\!", ""),
     (rf"\\(?:{_SPACING})|~", " "),
     (r"\\\$|\$|\\[()]|\\\[(?!\d)|(?<!\\)\\\]", " "),
-    (r"\{,\}", ","),
+    (r"\s*\{\s*,\s*\}\s*", ","),
     (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
     (r"\{\{([^{}]*)\}\}", r"{\1}"),
     # Commands of one meaning
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm) ?\{ ?([A-Za-z]) ?\}", r" \1"),
     (rf"\\(?:{_FONT})(?=\s*\{{)", r"\\text"),
+    (rf"\\text ?\{{ ?({_FUNCTIONS}|lcm|gcd|max|min) ?\}}", r"\\\1 "),
+    (r"\\[dt]binom(?![a-z])", r"\\binom"),
     (r"\\geq(?:slant)?(?![a-z])|>=", r"\\ge "),
     (r"\\leq(?:slant)?(?![a-z])|<=", r"\\le "),
     (r"\\neq(?![a-z])|!=|\\not\s*=", r"\\ne "),
@@ -249,7 +252,7 @@ _BASE = re.compile(r"(?<=[0-9A-Za-z)])_\{?(\d+)\}?$")
 _UNITS = {  # a letter that is a variable at least as often as a unit is none: 5d, 3t
     "mm", "cm", "m", "km", "in", "ft", "yd", "mi", "g", "kg", "mg", "lb", "oz", "s", "ms", "min", "h", "hr",
     "L", "ml", "mL", "N", "J", "W", "V", "Pa", "Hz", "K", "C", "F", "T", "eV", "mol", "mph", "kmh", "km/h",
-    "m/s", "rpm", "am", "pm", "sq", "cu",
+    "m/s", "rpm", "am", "pm", "AM", "PM", "sq", "cu",
 }  # fmt: skip
 _UNIT_NAMES = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
@@ -273,7 +276,7 @@ def split_unit(text: str) -> tuple[str, str]:
         The rest and the unit, spelled one way; empty where there is none.
     """
     text = text.strip("\u20ac\u00a3")
-    if match := _DEGREES.search(text):
+    if (match := _DEGREES.search(text)) and not re.search(r"\\(?:sin|cos|tan)", text):
         return text[: match.start()], "degree"
     if match := _UNIT_TEXT.search(text):
         unit = re.sub(r"\\text|\\cdot|[{}]", " ", match[1])

@@ -29,9 +29,13 @@ _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none"
 )
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
-_COEFFICIENT = re.compile(r"(?<![\w.\\^}])(\d+(?:\.\d+)?)\s*(?=\(|\\frac)")
+_JUXTAPOSED = re.compile(r"(?<=[\d)])\s*(?=[(\[{]|\\\{|\\binom|\\frac)|(?<=\))\s*(?=\d)|(?<=\d)\s+(?=\d)")
+_BRACED = re.compile(r"(?<![\w\]}^*])\{(\d+(?:\.\d+)?)\}")
 _CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
+_GAMMA = re.compile(r"\\gamma(?![a-z])")
 _SIGN_INDEX = re.compile(r"_\{\\([A-Za-z]+)\}")
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ")
 _IMPROPER = re.compile(r"(?<![\w.\\^}])\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+)")
 _ENDLESS = re.compile(r"\^ ?\{? ?-?\d{6}|\d{6}!")
 _DIGITS = 60
@@ -78,11 +82,13 @@ def _parse(text: str) -> Any:
         return sympy.Rational(exact.value.numerator, exact.value.denominator)
     if "matrix}" in text:
         text = text.replace("{matrix}", "{pmatrix}").replace(";", r" \\ ")
-    # The grammar reads 2(3) and 5\frac{x}{4} as sums, as if they were mixed numbers.
-    text = _COEFFICIENT.sub(r"\1\\cdot ", text)
+    # The parser takes an integer before a number, as in 2(3), for a mixed number: 5.
+    text = _JUXTAPOSED.sub(r"\\cdot ", _BRACED.sub(r"\1", text))
+    if _ANGLE.search(text):
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     text = _SIGN_INDEX.sub(r"_{\1}", text)  # of a symbol, such as R_{\odot}
-    # It takes a plain E for Euler's number, and then no index.
-    text = _CAPITAL_E.sub(r"\\Xi ", text)
+    # It takes E for Euler's number, and then no index, and gamma for the function.
+    text = _GAMMA.sub(r"\\upsilon ", _CAPITAL_E.sub(r"\\Xi ", text))
     latex = normalize_latex(text, _NORMALIZATION)
     parsed = latex2sympy(
         latex,
@@ -93,6 +99,8 @@ def _parse(text: str) -> Any:
     )
     if not isinstance(parsed, sympy.Basic):
         return parsed
+    if parsed.has(sympy.zoo, sympy.nan):
+        raise ValueError("no value")  # and equal to everything else without one
     # Decimals are exact: 0.1 is 1/10, as it was written. Symbols are what their names say, and i is no index.
     exactly: dict[Any, Any] = {f: sympy.Rational(str(f)) for f in parsed.atoms(sympy.Float)}
     exactly |= {symbol: sympy.Symbol(symbol.name) for symbol in parsed.atoms(sympy.Symbol)}
