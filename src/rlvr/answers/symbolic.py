@@ -99,8 +99,6 @@ def _parse(text: str) -> Any:
     )
     if not isinstance(parsed, sympy.Basic):
         return parsed
-    if parsed.has(sympy.zoo, sympy.nan):
-        raise ValueError("no value")  # and equal to everything else without one
     # Decimals are exact: 0.1 is 1/10, as it was written. Symbols are what their names say, and i is no index.
     exactly: dict[Any, Any] = {f: sympy.Rational(str(f)) for f in parsed.atoms(sympy.Float)}
     exactly |= {symbol: sympy.Symbol(symbol.name) for symbol in parsed.atoms(sympy.Symbol)}
@@ -115,9 +113,9 @@ def _rounded(decimal: str, formula: sympy.Expr) -> bool:
 
 
 def _same_value(gold: sympy.Expr, answer: sympy.Expr) -> bool:
-    if gold == answer:
-        return True
     gold, answer = gold.doit(), answer.doit()
+    if gold.has(sympy.zoo, sympy.nan) or answer.has(sympy.zoo, sympy.nan):
+        return False  # without a value, which two formulas of any kind may share
     if gold == answer:
         return True
     if gold.is_Rational and answer.is_Rational:
