@@ -20,6 +20,7 @@ LAYERS = {
     "regions": 0,
     "metrics": 0,
     "mismatch": 0,
+    "answers": 0,
     "batch": 1,
     "policy": 1,
     "algorithm": 1,
@@ -46,6 +47,9 @@ LAYERS = {
 LIBRARIES = {
     "vllm": (1, 1),
     "datasets": (1, 1),
+    "math_verify": (0, 0),
+    "latex2sympy2_extended": (0, 0),
+    "sympy": (0, 0),
     "transformers": (1, 4),
     "lightning": (2, 4),
     "hydra": (4, 4),
@@ -93,6 +97,11 @@ def test_imports_only_downward(path: Path) -> None:
             assert first <= LAYERS[name] <= last, f"{path}:{line}: layer {LAYERS[name]} imports {module}"
         if top == "vllm":
             assert path.name == "vllm_server.py", f"{path}:{line}: engines/vllm_server.py alone imports vllm"
+        if top in ("sympy", "math_verify", "latex2sympy2_extended"):
+            assert path.name == "symbolic.py", f"{path}:{line}: answers/symbolic.py alone imports {top}"
+        if name == "answers":  # a worker imports it: torch would be seconds and hundreds of MiB in each
+            assert top != "torch", f"{path}:{line}: workers import no torch"
+            assert top != "rlvr" or rest[0] == "answers", f"{path}:{line}: answers imports {module}"
 
 
 def test_nothing_stands_in_the_table_that_is_not_there() -> None:

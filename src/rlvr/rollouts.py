@@ -14,7 +14,7 @@ import torch
 
 from rlvr.batch import Prompt, Rollout, Verdict
 from rlvr.engines import RolloutEngine, SamplingParams
-from rlvr.verifiers import Verifier
+from rlvr.verifiers import AsyncVerifier, Verifier
 
 Judged = tuple[Rollout, Verdict]
 
@@ -29,7 +29,7 @@ class JudgedRollouts:
         rounds: of dynamic sampling that this took.
         version: the iteration whose starting weights generated them.
         rollout_s: seconds spent in the engine.
-        verify_s: seconds spent in the verifier.
+        verify_s: seconds spent in the verifier, or waiting for it.
         verifier_errors: responses that the verifier could not judge.
     """
 
@@ -150,13 +150,15 @@ class RolloutSource:
     ) -> tuple[list[list[Judged]], float, int]:
         """Groups in the order of the prompts, seconds in the verifier, responses it could not judge."""
         place = {prompt.index: i for i, prompt in enumerate(prompts)}
-        pairs, verify_s, errors = list[Judged](), 0.0, 0
+        waiting, verify_s = list[tuple[Rollout, Future[Verdict]]](), 0.0
         for rollout in self.engine.generate(prompts, sampling):
             started = time.perf_counter()
-            verdict = self._verdict(rollout)
+            waiting.append((rollout, self._submit(rollout)))
             verify_s += time.perf_counter() - started
-            errors += verdict.reason.startswith("verifier error")
-            pairs.append((rollout, verdict))
+        started = time.perf_counter()
+        pairs = [(rollout, self._verdict(rollout, future)) for rollout, future in waiting]
+        verify_s += time.perf_counter() - started
+        errors = sum(verdict.reason.startswith("verifier error") for _, verdict in pairs)
         pairs.sort(key=lambda pair: (place[pair[0].prompt.index], pair[0].sample))
         wanted = [(prompt.index, sample) for prompt in prompts for sample in range(sampling.samples)]
         if [(rollout.prompt.index, rollout.sample) for rollout, _ in pairs] != wanted:
@@ -169,10 +171,21 @@ class RolloutSource:
         size = sampling.samples
         return [pairs[i : i + size] for i in range(0, len(pairs), size)], verify_s, errors
 
-    def _verdict(self, rollout: Rollout) -> Verdict:
-        """Judge one response; what the verifier cannot take is reported and gets no reward."""
+    def _submit(self, rollout: Rollout) -> Future[Verdict]:
+        """Start to judge one response; a verifier that cannot do so in the background does it now."""
+        future: Future[Verdict] = Future()
         try:
-            verdict = self.verifier(rollout.prompt, rollout.text)
+            if isinstance(self.verifier, AsyncVerifier):
+                return self.verifier.submit(rollout.prompt, rollout.text)
+            future.set_result(self.verifier(rollout.prompt, rollout.text))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _verdict(self, rollout: Rollout, future: Future[Verdict]) -> Verdict:
+        """Wait for one verdict; what the verifier cannot take is reported and gets no reward."""
+        try:
+            verdict = future.result()
             if math.isfinite(verdict.reward):
                 return verdict
             problem = f"reward {verdict.reward}"

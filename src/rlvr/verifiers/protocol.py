@@ -1,6 +1,7 @@
 """The contract every verifier keeps."""
 
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Protocol, runtime_checkable
 
 from rlvr.batch import Prompt, Verdict
 
@@ -10,3 +11,14 @@ class Verifier(Protocol):
 
     def __call__(self, prompt: Prompt, completion: str) -> Verdict:
         """Judge ``completion``, the decoded response without special tokens, against ``prompt.answer``."""
+
+
+@runtime_checkable
+class AsyncVerifier(Verifier, Protocol):
+    """A verifier that also judges while its caller goes on: submit as responses finish, collect in order."""
+
+    def submit(self, prompt: Prompt, completion: str) -> Future[Verdict]:
+        """Start to judge one response."""
+
+    def close(self) -> None:
+        """End what works in the background."""
