@@ -320,6 +320,16 @@ def test_an_untied_head_is_synced(policy: Policy, tmp_path: Path) -> None:
         engine.close()
 
 
+def test_a_compiled_engine_is_synced_and_generates(policy: Policy) -> None:
+    engine = VllmEngine(policy, **SIZES, enforce_eager=False)
+    try:
+        for trainer in (policy, moved(policy)):
+            assert WeightSync(trainer, engine)() < 3e-5  # type: ignore[operator]
+            assert gap(generated(engine, policy), trainer) < 1e-4
+    finally:
+        engine.close()
+
+
 def test_bfloat16_engine_beside_a_float32_trainer(policy: Policy) -> None:
     engine = VllmEngine(policy, **SIZES, dtype="bfloat16")
     try:
@@ -392,7 +402,7 @@ def test_what_vllm_itself_refuses_is_one_line_too(policy: Policy) -> None:
 # Runs
 # ------------------------------------------------------------
 
-VLLM = ("engine=vllm", "engine.threads=1", "engine.kv_cache_gib=0.25", "engine.enforce_eager=true")
+VLLM = ("engine=vllm", "engine.threads=1", "engine.kv_cache_gib=0.25")
 AHEAD = ("data.lookahead=1", "correction=token_truncation")
 RESUME = "ckpt_path=last"
 

@@ -61,7 +61,7 @@ def bare(args: argparse.Namespace) -> None:
         skip_tokenizer_init=True,
         max_model_len=args.length + args.tokens,
         max_num_seqs=256,
-        enforce_eager=args.eager,
+        enforce_eager=not args.compiled,
         kv_cache_memory_bytes=1 << 30,
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
@@ -71,7 +71,7 @@ def bare(args: argparse.Namespace) -> None:
     params = VllmSamplingParams(
         n=args.samples, max_tokens=args.tokens, temperature=1.0, seed=0, logprobs=0, ignore_eos=True
     )
-    params.detokenize = False
+    params.detokenize, params.flat_logprobs = False, True  # as the engine asks, or it would build objects
     seconds = best(lambda: llm.generate(prompts, params, use_tqdm=False), args.repeat)
     print(f"seconds {seconds}", flush=True)
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of a response")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--eager", action="store_true", help="no compilation")
+    parser.add_argument("--compiled", action="store_true", help="by torch.compile")
     parser.add_argument("--bare", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -122,7 +122,7 @@ def main() -> None:
         max_prompt_tokens=args.length,
         max_new_tokens=args.tokens,
         dtype=args.dtype,
-        enforce_eager=args.eager,
+        enforce_eager=not args.compiled,
         threads=args.threads,
     )
     engines: dict[str, RolloutEngine] = {

@@ -53,7 +53,8 @@ class VllmEngine:
         tensor_parallel_size: devices that share each layer.
         memory_share: of a GPU's memory, for weights and KV cache.
         kv_cache_gib: of the KV cache; None: 1 on a CPU, else what ``memory_share`` leaves.
-        enforce_eager: no compilation and no CUDA graphs: a quicker start, slower generation on a GPU.
+        enforce_eager: no compilation and no CUDA graphs: a quicker start, slower generation on a GPU; None: on
+            a CPU only.
         threads: of the engine's process on a CPU; None: the trainer's number.
         timeout_s: longest silence, in seconds, before the engine counts as dead.
         max_restarts: how often a dead engine is started again.
@@ -79,7 +80,7 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
         memory_share: float = 0.4,
         kv_cache_gib: float | None = None,
-        enforce_eager: bool = False,
+        enforce_eager: bool | None = None,
         threads: int | None = None,
         timeout_s: float = 600.0,
         max_restarts: int = 2,
@@ -122,7 +123,7 @@ class VllmEngine:
             max_model_len=max(self.max_length, PROBE_LENGTH + 1),
             max_num_seqs=max_num_seqs,
             tensor_parallel_size=tensor_parallel_size,
-            enforce_eager=enforce_eager,
+            enforce_eager=self.on_cpu if enforce_eager is None else enforce_eager,
             memory_share=memory_share,
             kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
             sleep=shared,
