@@ -53,7 +53,7 @@ class VllmEngine:
         tensor_parallel_size: devices that share each layer.
         memory_share: of a GPU's memory, for weights and KV cache.
         kv_cache_gib: of the KV cache; None: 1 on a CPU, else what ``memory_share`` leaves.
-        enforce_eager: no compilation and no CUDA graphs: a quicker start, slower generation on a GPU; None: on
+        enforce_eager: no compilation and no CUDA graphs: a quicker start, slower on a GPU; None: on
             a CPU only.
         threads: of the engine's process on a CPU; None: the trainer's number.
         timeout_s: longest silence, in seconds, before the engine counts as dead.
