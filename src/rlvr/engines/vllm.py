@@ -1,6 +1,7 @@
 """Rollouts with vLLM: the trainer's side of it, which never imports vLLM unless the two share a GPU."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,8 @@ class VllmEngine:
             )
         if dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"engine.dtype={dtype}", "float32 or bfloat16", "engine.dtype=bfloat16")
+        if device is not None and not re.fullmatch(r"cpu|cuda:\d+", device):
+            raise ConfigError(f"engine.device={device}", "cpu, cuda:N or null", "engine.device=cuda:1")
         self.on_cpu = not torch.cuda.is_available() if device is None else device == "cpu"
         for name, value, least in (
             ("max_num_seqs", max_num_seqs, 1),
