@@ -16,6 +16,7 @@ import runs
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlvr.batch import Prompt, Rollout, Sequences, Verdict
 from rlvr.engines import SamplingParams
@@ -328,6 +329,32 @@ def test_a_compiled_engine_is_synced_and_generates(policy: Policy) -> None:
             assert gap(generated(engine, policy), trainer) < 1e-4
     finally:
         engine.close()
+
+
+def test_two_workers_share_every_layer(policy: Policy, tmp_path: Path) -> None:
+    """Tensor parallel: each worker gets all weights and keeps its share."""
+    policy.save(tmp_path)
+    config = LlamaConfig(
+        **{**policy.model.config.to_dict(), "num_attention_heads": 4, "num_key_value_heads": 2}
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    halves = Policy(str(tmp_path))
+    engine = VllmEngine(halves, **SIZES, tensor_parallel_size=2)
+    try:
+        workers = psutil.Process(process_of(engine).pid).children
+        sync = WeightSync(halves, engine)
+        for _ in range(2):
+            assert sync() < 3e-5  # type: ignore[operator]
+            assert gap(generated(engine, halves), halves) < 1e-4
+            with torch.no_grad():
+                for parameter in halves.parameters():
+                    parameter.mul_(1.2)
+        running = [worker for worker in workers(recursive=True) if worker.is_running()]
+        assert len(running) >= 2
+    finally:
+        engine.close()
+    assert all(gone(worker) for worker in running)
 
 
 def test_bfloat16_engine_beside_a_float32_trainer(policy: Policy) -> None:

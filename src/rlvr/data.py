@@ -120,8 +120,7 @@ class RolloutDataModule(LightningDataModule):
         generated = self._generated(k)
         self.rollouts = generated.pairs
         if self.config.lookahead and k + 1 < (self.fitting.max_epochs or 0):
-            self.sync()
-            self._ahead = Ahead(k + 1, partial(self._rollouts, k + 1, version=k))
+            self._look_ahead(k)
         rollouts = [rollout for rollout, _ in generated.pairs]
         sequences = Sequences.of(rollouts, self.module.policy.pad_id)
         rewards = self._rewards(generated.pairs)
@@ -140,25 +139,15 @@ class RolloutDataModule(LightningDataModule):
             )
         ).tolist()
         if not tokens:
-            raise RunError(f"every response of iteration {k} is empty: is a stop token part of the prompt?")
+            raise RunError(f"every response of iteration {k} is empty: the engine returned no tokens")
         self._log_rollouts(generated, entropy, staleness=k - generated.version)
         engine_logprobs = sequences.scatter([lp for rollout in rollouts for lp in rollout.logprobs])
         rho = self._rho(policy_logprobs, engine_logprobs, sequences.loss_mask)
-        shaped = rewards
-        if self.config.overlong_buffer:
-            penalties = overlong_penalty(
-                torch.tensor([len(rollout.token_ids) for rollout in rollouts]).view_as(rewards),
-                longest=self.config.max_new_tokens,
-                buffer=self.config.overlong_buffer,
-                factor=self.config.overlong_factor,
-            )
-            self.module.ledger.add("rollout/overlong_penalty", penalties.sum(), penalties.numel())
-            shaped = rewards + penalties
         if self.config.mask_truncated:
             sequences = sequences.without([rollout.finish_reason == "length" for rollout in rollouts])
         whole = Batch(
             sequences=sequences,
-            advantages=self.module.algorithm.advantages(shaped).flatten(),
+            advantages=self.module.algorithm.advantages(self._shaped(rewards, rollouts)).flatten(),
             old_logprobs=engine_logprobs if self.config.old_logprobs == "engine" else policy_logprobs,
             ref_logprobs=ref_logprobs,
             rho=rho,
@@ -186,6 +175,15 @@ class RolloutDataModule(LightningDataModule):
         if self.config.lookahead:
             self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
         return generated or self._generate(partial(self._rollouts, k, version=k))
+
+    def _look_ahead(self, k: int) -> None:
+        """Start to generate iteration ``k + 1``'s responses by the weights that iteration ``k`` starts from."""
+        try:
+            self.sync()
+        except EngineDiedError as error:
+            self._say_died(error)  # when the time for them has come
+            return
+        self._ahead = Ahead(k + 1, partial(self._rollouts, k + 1, version=k))
 
     def _pending(self, k: int, saved: dict[str, Any]) -> JudgedRollouts | None:
         """What a checkpoint holds for iteration ``k``; None where this run would ask other prompts."""
@@ -315,6 +313,19 @@ class RolloutDataModule(LightningDataModule):
         """What the verifier gave, [P, G] in float64."""
         rewards = torch.tensor([verdict.reward for _, verdict in pairs], dtype=torch.float64)
         return rewards.view(-1, self.config.group_size)
+
+    def _shaped(self, rewards: Tensor, rollouts: list[Rollout]) -> Tensor:
+        """Rewards [P, G] with the penalty of responses near the limit, where that is wanted."""
+        if not self.config.overlong_buffer:
+            return rewards
+        penalties = overlong_penalty(
+            torch.tensor([len(rollout.token_ids) for rollout in rollouts]).view_as(rewards),
+            longest=self.config.max_new_tokens,
+            buffer=self.config.overlong_buffer,
+            factor=self.config.overlong_factor,
+        )
+        self.module.ledger.add("rollout/overlong_penalty", penalties.sum(), penalties.numel())
+        return rewards + penalties
 
     def _log_rollouts(self, generated: JudgedRollouts, entropy: Tensor, staleness: int) -> None:
         """Log what was generated, groups that dynamic sampling left out included."""

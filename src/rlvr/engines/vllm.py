@@ -206,7 +206,12 @@ class VllmEngine:
         return self._server
 
     def _process(self) -> "EngineProcess":
-        environment = {"OMP_NUM_THREADS": str(self.threads or torch.get_num_threads())} if self.on_cpu else {}
+        environment = {}
+        if self.on_cpu:
+            environment["OMP_NUM_THREADS"] = str(self.threads or torch.get_num_threads())
+            if self._settings.tensor_parallel_size > 1:
+                # Bound by itself, vLLM wants a NUMA node for every worker.
+                environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if self.device is not None and not self.on_cpu:
             first = torch.device(self.device).index or 0
             devices = range(first, first + self._settings.tensor_parallel_size)
