@@ -177,7 +177,7 @@ class RolloutDataModule(LightningDataModule):
         return generated or self._generate(partial(self._rollouts, k, version=k))
 
     def _look_ahead(self, k: int) -> None:
-        """Start to generate iteration ``k + 1``'s responses by the weights that iteration ``k`` starts from."""
+        """Start to generate iteration ``k + 1``'s responses by iteration ``k``'s starting weights."""
         try:
             self.sync()
         except EngineDiedError as error:
