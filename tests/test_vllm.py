@@ -438,15 +438,17 @@ class KillsTheEngine(LettersVerifier):
     """Kills the run's engine among the third iteration's 16 responses, and the ones that follow it."""
 
     def __init__(self, times: int) -> None:
-        self.times, self.judged, self.killed = times, 0, set[int]()
+        self.times, self.judged = times, 0
+        self.others = {engine.pid for engine in engines_of(psutil.Process())}
+        self.killed = set[int]()
 
     def __call__(self, prompt: Prompt, completion: str) -> Verdict:
         self.judged += 1
         if self.judged > 16 * 4 + 7 and len(self.killed) < self.times:
-            engine = engines_of(psutil.Process())[-1].pid
-            if engine not in self.killed:
-                os.killpg(engine, signal.SIGKILL)
-            self.killed.add(engine)
+            for engine in engines_of(psutil.Process()):
+                if engine.pid not in self.others | self.killed:
+                    os.killpg(engine.pid, signal.SIGKILL)
+                    self.killed.add(engine.pid)
         return super().__call__(prompt, completion)
 
 
@@ -505,10 +507,13 @@ def test_a_run_that_looks_ahead_goes_on_exactly(tmp_path: Path) -> None:
     assert max(runs.column(tmp_path / "whole", "rollout/engine_kl")) > 1e-6
 
 
-def test_an_engine_killed_while_it_looks_ahead_is_started_again(tmp_path: Path) -> None:
+def test_an_engine_killed_while_it_looks_ahead_is_started_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Responses that it did not hand over are generated anew, by newer weights."""
     runs.train_only(tmp_path, *VLLM, *AHEAD, *killing(1))
     assert len(runs.rows(tmp_path)) == 4
-    assert 0.0 in runs.column(tmp_path, "rollout/staleness")[1:]  # generated anew, by newer weights
+    assert capfd.readouterr().err.count("starting it again") == 1
 
 
 def running(folder: Path, *overrides: str) -> tuple[psutil.Process, psutil.Process]:
@@ -563,8 +568,6 @@ def test_ctrl_c_twice_stops_at_once(ahead: tuple[str, ...], tmp_path: Path) -> N
 # A real language model
 # ------------------------------------------------------------
 
-PROBLEM = "Tom has {} apples and buys {} more. How many apples does he have now?"
-
 
 @pytest.fixture(scope="module")
 def smollm2() -> str:
@@ -577,21 +580,17 @@ def smollm2() -> str:
 
 def test_smollm2_trains(smollm2: str, tmp_path: Path) -> None:
     """Through the console command's own configuration: a chat template, a tied head of 49152 tokens."""
-    problems = tmp_path / "problems.jsonl"
-    rows = [{"prompt": PROBLEM.format(i, i + 1), "answer": str(2 * i + 1)} for i in range(2, 12)]
-    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     process = runs.start(
-        tmp_path / "run",
-        *("experiment=smollm2_gsm8k", *VLLM, f"policy.path={smollm2}", f"task.path={problems}"),
-        *("task.prompt_key=prompt", "task.heldout=2", "evaluation.num_prompts=1", "evaluation.samples=1"),
-        *("data.num_prompts=2", "data.group_size=4", "data.minibatches=2", "data.max_new_tokens=12"),
-        *("trainer.max_epochs=2", "algorithm.lr=1e-5", "clip=constant", "threads=2", "checkpoint.every=2"),
+        tmp_path,
+        *("experiment=smollm2_words", *VLLM, f"policy.path={smollm2}", "threads=2", "checkpoint.every=2"),
+        *("evaluation.num_prompts=1", "evaluation.samples=1", "trainer.max_epochs=2", "data.num_prompts=2"),
+        *("data.max_new_tokens=12", "trainer.precision=32-true"),
     )
     process.join(300)
-    assert process.exitcode == 0, (tmp_path / "run" / "err.txt").read_text()
-    assert len(runs.rows(tmp_path / "run")) == 2
-    assert max(runs.column(tmp_path / "run", "rollout/sync_gap")) < 1e-3
-    assert max(runs.column(tmp_path / "run", "rollout/engine_kl")) < 1e-6
+    assert process.exitcode == 0, (tmp_path / "err.txt").read_text()
+    assert len(runs.rows(tmp_path)) == 2
+    assert max(runs.column(tmp_path, "rollout/sync_gap")) < 1e-4
+    assert max(runs.column(tmp_path, "rollout/engine_kl")) < 1e-6
 
 
 @pytest.mark.gpu
