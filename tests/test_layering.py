@@ -28,6 +28,7 @@ LAYERS = {
     "verifiers": 1,
     "engines": 1,
     "prompts": 1,
+    "rollout_metrics": 1,
     "rollouts": 1,
     "weight_sync": 1,
     "report": 1,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from rlvr import mismatch
-from rlvr.advantages import overlong_penalty, zero_variance
+from rlvr.advantages import overlong_penalty
 from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
@@ -24,7 +24,8 @@ from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.policy import Policy
 from rlvr.prompts import PromptOrder, encode
-from rlvr.rollouts import Ahead, Judged, JudgedRollouts, RolloutSource
+from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
+from rlvr.rollouts import Ahead, JudgedRollouts, RolloutSource
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.tasks import Task
 from rlvr.verifiers import Verifier
@@ -123,7 +124,7 @@ class RolloutDataModule(LightningDataModule):
             self._look_ahead(k)
         rollouts = [rollout for rollout, _ in generated.pairs]
         sequences = Sequences.of(rollouts, self.module.policy.pad_id)
-        rewards = self._rewards(generated.pairs)
+        rewards = rewards_of(generated.pairs, self.config.group_size)
         with self.timed("time/logprob_s"):
             policy_logprobs, entropy = self._score(self.module.policy, sequences)
             reference = self.module.reference
@@ -140,7 +141,12 @@ class RolloutDataModule(LightningDataModule):
         ).tolist()
         if not tokens:
             raise RunError(f"every response of iteration {k} is empty: the engine returned no tokens")
-        self._log_rollouts(generated, entropy, staleness=k - generated.version)
+        ledger = self.module.ledger
+        refilled = self.config.dynamic_sampling > 0
+        log_rollouts(ledger, generated, group_size=self.config.group_size, refilled=refilled)
+        ledger.add("rollout/entropy", entropy.sum(), len(entropy))
+        ledger.add("rollout/staleness", k - generated.version)
+        self._log_work(generated, "rollout", "time/rollout_s", "time/verify_s")
         engine_logprobs = sequences.scatter([lp for rollout in rollouts for lp in rollout.logprobs])
         rho = self._rho(policy_logprobs, engine_logprobs, sequences.loss_mask)
         if self.config.mask_truncated:
@@ -238,22 +244,12 @@ class RolloutDataModule(LightningDataModule):
         )
 
     def _rho(self, policy_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor | None:
-        """Weights that correct for the engine's distribution [B, T], if wanted; log how far off it is."""
+        """Weights that correct for the engine's distribution [B, T], if wanted."""
         if self.config.truncated:
             return None  # the engine's log-probs are then of another vocabulary
-        ledger, tokens = self.module.ledger, mask.sum()
         log_rho = mismatch.log_rho(policy_logprobs, engine_logprobs, mask)
-        rho = log_rho.exp()
-        # Schulman's k3 on the engine's samples: unbiased, never negative; its terms all but cancel.
-        exact = log_rho.double()
-        ledger.add("rollout/engine_kl", (exact.expm1() - exact).sum(), tokens)
-        ledger.add("rollout/rho_mean", torch.where(mask, rho, 0.0).sum(), tokens)
-        if self.correction is None:
-            return None
-        weights = self.correction(log_rho, mask)
-        ledger.add("rollout/rho_cut_mean", torch.where(mask, weights, 0.0).sum(), tokens)
-        cut = mask & ~torch.isclose(weights, rho)
-        ledger.add("rollout/rho_cut_frac", cut.sum(), tokens)
+        weights = None if self.correction is None else self.correction(log_rho, mask)
+        log_mismatch(self.module.ledger, log_rho, mask, weights)
         return weights
 
     def state_dict(self) -> dict[str, Any]:
@@ -309,11 +305,6 @@ class RolloutDataModule(LightningDataModule):
                 tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
                 yield replace(batch, totals=Totals(tokens=tokens, sequences=sequences))
 
-    def _rewards(self, pairs: list[Judged]) -> Tensor:
-        """What the verifier gave, [P, G] in float64."""
-        rewards = torch.tensor([verdict.reward for _, verdict in pairs], dtype=torch.float64)
-        return rewards.view(-1, self.config.group_size)
-
     def _shaped(self, rewards: Tensor, rollouts: list[Rollout]) -> Tensor:
         """Rewards [P, G] with the penalty of responses near the limit, where that is wanted."""
         if not self.config.overlong_buffer:
@@ -326,39 +317,6 @@ class RolloutDataModule(LightningDataModule):
         )
         self.module.ledger.add("rollout/overlong_penalty", penalties.sum(), penalties.numel())
         return rewards + penalties
-
-    def _log_rollouts(self, generated: JudgedRollouts, entropy: Tensor, staleness: int) -> None:
-        """Log what was generated, groups that dynamic sampling left out included."""
-        ledger = self.module.ledger
-        rewards = self._rewards(generated.everything)
-        rollouts = [rollout for rollout, _ in generated.everything]
-        correct = torch.tensor([verdict.correct for _, verdict in generated.everything]).view_as(rewards)
-        distinct = len({(rollout.prompt.index, rollout.token_ids) for rollout in rollouts})
-        ledger.add("rollout/reward_mean", rewards.sum(), rewards.numel())
-        ledger.add("rollout/pass_at_k", correct.any(dim=1).sum(), len(rewards))
-        ledger.add("rollout/zero_variance_frac", zero_variance(rewards).sum(), len(rewards))
-        ledger.add("rollout/length_mean", sum(len(rollout.token_ids) for rollout in rollouts), len(rollouts))
-        ledger.add(
-            "rollout/truncated_frac", sum(r.finish_reason == "length" for r in rollouts), len(rollouts)
-        )
-        ledger.add("rollout/empty_frac", sum(not r.token_ids for r in rollouts), len(rollouts))
-        ledger.add("rollout/distinct_frac", distinct, len(rollouts))
-        ledger.add("rollout/entropy", entropy.sum(), len(entropy))
-        ledger.add("rollout/staleness", staleness)
-        if self.config.dynamic_sampling:
-            used = self._rewards(generated.pairs)
-            ledger.add("rollout/refill_rounds", generated.rounds)
-            ledger.add("rollout/left_out_frac", len(rewards) - len(used), len(rewards))
-            ledger.add("rollout/filled_up_frac", zero_variance(used).sum(), len(used))
-        self._log_generation("rollout", generated, "time/rollout_s", "time/verify_s")
-
-    def _log_generation(
-        self, prefix: str, generated: JudgedRollouts, rollout_key: str, verify_key: str
-    ) -> None:
-        ledger, ranks = self.module.ledger, self.fitting.world_size
-        ledger.add(rollout_key, generated.rollout_s)
-        ledger.add(verify_key, generated.verify_s)
-        ledger.add(f"{prefix}/verifier_errors", generated.verifier_errors / ranks, 1 / ranks)
 
     # Held-out prompts
     # ---------------------------------------------------------------------------------------------
@@ -378,7 +336,7 @@ class RolloutDataModule(LightningDataModule):
         prompts = self._heldout[self.fitting.global_rank :: self.fitting.world_size]
         work = partial(self.source.generate, prompts, sampling, version=self.fitting.current_epoch)
         generated = self._generate(work)
-        self._log_generation("val", generated, "time/heldout_s", "time/heldout_verify_s")
+        self._log_work(generated, "val", "time/heldout_s", "time/heldout_verify_s")
         verdicts = [verdict for _, verdict in generated.pairs]
         groups = [verdicts[i : i + sampling.samples] for i in range(0, len(verdicts), sampling.samples)]
         yield Evaluation(
@@ -388,6 +346,13 @@ class RolloutDataModule(LightningDataModule):
         )
 
     # ----------------------------------------------------------------------------------------------------
+
+    def _log_work(self, generated: JudgedRollouts, prefix: str, rollout_key: str, verify_key: str) -> None:
+        """Log seconds, and responses over all ranks that the verifier could not judge."""
+        ledger, share = self.module.ledger, 1 / self.fitting.world_size
+        ledger.add(rollout_key, generated.rollout_s)
+        ledger.add(verify_key, generated.verify_s)
+        ledger.add(f"{prefix}/verifier_errors", generated.verifier_errors * share, share)
 
     @contextmanager
     def timed(self, key: str) -> Iterator[None]:
