@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlvr.batch import Prompt, Rollout, Sequences, Verdict
 from rlvr.engines import SamplingParams
 from rlvr.engines.transformers import TransformersEngine
-from rlvr.engines.vllm import EngineProcess, VllmEngine
+from rlvr.engines.vllm import VllmEngine
+from rlvr.engines.vllm_process import EngineProcess
 from rlvr.engines.vllm_server import Request
 from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.policy import Policy
