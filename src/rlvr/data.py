@@ -180,7 +180,7 @@ class RolloutDataModule(LightningDataModule):
         self._ahead = self._restored = None
         if self.config.lookahead:
             self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
-        return generated or self._generate(partial(self._rollouts, k, version=k))
+        return self._generate(partial(self._rollouts, k, version=k), generated)
 
     def _look_ahead(self, k: int) -> None:
         """Start to generate iteration ``k + 1``'s responses by iteration ``k``'s starting weights."""
@@ -194,9 +194,8 @@ class RolloutDataModule(LightningDataModule):
     def _pending(self, k: int, saved: dict[str, Any]) -> JudgedRollouts | None:
         """What a checkpoint holds for iteration ``k``; None where this run would ask other prompts."""
         prompts = self._order.of_iteration(k)
-        generated = JudgedRollouts.of_plain(saved, [*prompts, *self._order.spares(k)])
-        fits = generated and len(generated.pairs) == len(prompts) * self.config.group_size
-        return generated if fits else None
+        spares = self._order.spares(k) if self.config.dynamic_sampling else []
+        return JudgedRollouts.of_plain(saved, prompts, spares, self.config.group_size)
 
     def _rollouts(self, k: int, version: int) -> JudgedRollouts:
         """Generate iteration ``k``'s responses by the engine's present weights."""
@@ -216,17 +215,30 @@ class RolloutDataModule(LightningDataModule):
             self._train, self.config.num_prompts, self.seed, fitting.global_rank, fitting.world_size
         )
 
-    def _generate(self, work: Callable[[], JudgedRollouts]) -> JudgedRollouts:
-        """Sync the engine and generate, again where it died on any rank; it counts its deaths itself."""
-        generated: JudgedRollouts | None = None
-        while int(self._sum(torch.tensor(int(generated is None)))):
+    def _generate(
+        self, work: Callable[[], JudgedRollouts], generated: JudgedRollouts | None = None
+    ) -> JudgedRollouts:
+        """Sync the engine and generate what is not there yet; again where it died. All ranks come and leave.
+
+        Raises:
+            RunError: where the engine of any rank died too often, or generates with other weights.
+        """
+        failure: RunError | None = None
+        while True:
+            state = torch.tensor([generated is None, failure is not None]).long()
+            missing, failed = self._sum(state).tolist()
+            if failed:
+                raise failure or RunError("the engine of another rank failed")
+            if not missing:
+                assert generated is not None
+                return generated
             try:
                 self.sync()
                 generated = generated or work()
             except EngineDiedError as error:
                 self._say_died(error)
-        assert generated is not None
-        return generated
+            except RunError as error:
+                failure = error
 
     def _say_died(self, error: EngineDiedError) -> None:
         print(f"{error}; starting it again, and generating the prompts anew", file=sys.stderr, flush=True)
@@ -247,9 +259,14 @@ class RolloutDataModule(LightningDataModule):
         """Weights that correct for the engine's distribution [B, T], if wanted."""
         if self.config.truncated:
             return None  # the engine's log-probs are then of another vocabulary
+        ledger = self.module.ledger
         log_rho = mismatch.log_rho(policy_logprobs, engine_logprobs, mask)
-        weights = None if self.correction is None else self.correction(log_rho, mask)
-        log_mismatch(self.module.ledger, log_rho, mask, weights)
+        log_mismatch(ledger, log_rho, mask)
+        if self.correction is None:
+            return None
+        weights, cut = self.correction(log_rho, mask)
+        ledger.add("rollout/rho_cut_mean", weights.sum(), mask.sum())
+        ledger.add("rollout/rho_cut_frac", cut.sum(), mask.sum())
         return weights
 
     def state_dict(self) -> dict[str, Any]:

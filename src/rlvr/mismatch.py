@@ -12,8 +12,11 @@ from torch import Tensor
 MAX_LOG_RHO = 20.0
 """Log-ratios are clamped to plus or minus this."""
 
-Correction = Callable[[Tensor, Tensor], Tensor]
-"""``(log_rho [B, T] in nats, mask [B, T] bool) -> weights [B, T]``, 0 outside the mask."""
+Correction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``(log_rho [B, T] in nats, mask [B, T] bool) -> (weights [B, T], cut [B, T] bool)``.
+
+Weights are 0 outside the mask; ``cut`` are the tokens whose weight was truncated or dropped.
+"""
 
 
 def log_rho(logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ def log_rho(logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, logprobs - engine_logprobs, 0.0).clamp(-MAX_LOG_RHO, MAX_LOG_RHO)
 
 
-def token_truncation(log_rho: Tensor, mask: Tensor, *, cap: float = 2.0) -> Tensor:
+def token_truncation(log_rho: Tensor, mask: Tensor, *, cap: float = 2.0) -> tuple[Tensor, Tensor]:
     """Truncated importance sampling: ``min(rho, cap)`` for every token.
 
     Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
@@ -41,17 +44,20 @@ def token_truncation(log_rho: Tensor, mask: Tensor, *, cap: float = 2.0) -> Tens
         cap: largest weight, dimensionless.
 
     Returns:
-        Weights [B, T], 0 outside the mask.
+        Weights and cut tokens, [B, T], see :data:`Correction`.
 
     Raises:
         ValueError: for a cap below 1, which would bias tokens on which engine and trainer agree.
     """
     if not cap >= 1:
         raise ValueError(f"cap={cap} must be at least 1")
-    return torch.where(mask, log_rho.exp().clamp(max=cap), 0.0)
+    rho = log_rho.exp()
+    return torch.where(mask, rho.clamp(max=cap), 0.0), mask & (rho > cap)
 
 
-def token_mask(log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: float = 2.0) -> Tensor:
+def token_mask(
+    log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: float = 2.0
+) -> tuple[Tensor, Tensor]:
     """``rho`` where it lies within ``[low, high]``, else 0: tokens on which the two disagree do not train.
 
     Args:
@@ -61,7 +67,7 @@ def token_mask(log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: float =
         high: largest.
 
     Returns:
-        Weights [B, T], 0 outside the mask.
+        Weights and cut tokens, [B, T], see :data:`Correction`.
 
     Raises:
         ValueError: where ``0 <= low <= 1 <= high`` does not hold.
@@ -69,7 +75,9 @@ def token_mask(log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: float =
     return _within(log_rho, mask, low, high)
 
 
-def sequence_mask(log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: float = 2.0) -> Tensor:
+def sequence_mask(
+    log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: float = 2.0
+) -> tuple[Tensor, Tensor]:
     """The whole response's ratio, the product of its tokens', where it lies within ``[low, high]``, else 0.
 
     Masked importance sampling on sequences (Liu et al. 2025, "When speed kills stability"). The product's
@@ -82,7 +90,7 @@ def sequence_mask(log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: floa
         high: largest.
 
     Returns:
-        Weights [B, T], the same for every token of a response, 0 outside the mask.
+        Weights, the same for every token of a response, and cut tokens, [B, T], see :data:`Correction`.
 
     Raises:
         ValueError: where ``0 <= low <= 1 <= high`` does not hold.
@@ -91,8 +99,9 @@ def sequence_mask(log_rho: Tensor, mask: Tensor, *, low: float = 0.5, high: floa
     return _within(total.expand_as(log_rho), mask, low, high)
 
 
-def _within(log_rho: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
+def _within(log_rho: Tensor, mask: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     if not 0 <= low <= 1 <= high:
         raise ValueError(f"low={low} and high={high} must enclose 1, with low >= 0")
     rho = log_rho.exp()
-    return torch.where(mask & (rho >= low) & (rho <= high), rho, 0.0)
+    inside = (rho >= low) & (rho <= high)
+    return torch.where(mask & inside, rho, 0.0), mask & ~inside

@@ -41,21 +41,16 @@ def log_rollouts(ledger: Ledger, generated: JudgedRollouts, *, group_size: int, 
         ledger.add("rollout/filled_up_frac", zero_variance(used).sum(), len(used))
 
 
-def log_mismatch(ledger: Ledger, log_rho: Tensor, mask: Tensor, weights: Tensor | None) -> None:
-    """Log how far the engine's distribution is from the trainer's, and what a correction made of it.
+def log_mismatch(ledger: Ledger, log_rho: Tensor, mask: Tensor) -> None:
+    """Log how far the engine's distribution is from the trainer's.
 
     Args:
         ledger: where to.
         log_rho: [B, T] of :func:`rlvr.mismatch.log_rho`, nats, 0 outside the mask.
         mask: [B, T] bool.
-        weights: [B, T] of the correction, 0 outside the mask; None without one.
     """
     tokens = mask.sum()
     # Schulman's k3 on the engine's samples: unbiased, never negative; its terms all but cancel.
     exact = log_rho.double()
     ledger.add("rollout/engine_kl", (exact.expm1() - exact).sum(), tokens)
-    rho = torch.where(mask, log_rho.exp(), 0.0)
-    ledger.add("rollout/rho_mean", rho.sum(), tokens)
-    if weights is not None:
-        ledger.add("rollout/rho_cut_mean", weights.sum(), tokens)
-        ledger.add("rollout/rho_cut_frac", (~torch.isclose(weights, rho)).sum(), tokens)
+    ledger.add("rollout/rho_mean", torch.where(mask, log_rho.exp(), 0.0).sum(), tokens)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
+from zlib import crc32
 
 import torch
 
@@ -52,37 +53,47 @@ class JudgedRollouts:
         return {**numbers, "pairs": _plain(self.pairs), "left_out": _plain(self.left_out)}
 
     @classmethod
-    def of_plain(cls, data: dict[str, Any], prompts: Iterable[Prompt]) -> "JudgedRollouts | None":
-        """What :meth:`plain` returned; None where it answers other prompts than these.
+    def of_plain(
+        cls, data: dict[str, Any], prompts: Sequence[Prompt], spares: Sequence[Prompt], group_size: int
+    ) -> "JudgedRollouts | None":
+        """What :meth:`plain` returned; None where it answers other prompts than a run would ask now.
 
         Args:
             data: from a checkpoint.
-            prompts: that may have been asked.
+            prompts: of the iteration, one group each.
+            spares: that may have replaced some of them; without any, all of ``prompts`` must be there.
+            group_size: responses a prompt.
         """
-        by_index = {prompt.index: prompt for prompt in prompts}
-        judged = {}
-        for key in ("pairs", "left_out"):
-            responses = [dict(response) for response in data[key]]
-            if not {response["prompt"] for response in responses} <= by_index.keys():
+        by_key = {_key(prompt): prompt for prompt in [*prompts, *spares]}
+        judged: dict[str, list[Judged]] = {}
+        for part in ("pairs", "left_out"):
+            responses = [dict(response) for response in data[part]]
+            asked = [by_key.get(tuple(response.pop("prompt"))) for response in responses]
+            samples = [response["sample"] for response in responses]
+            if None in asked or samples != [*range(group_size)] * (len(samples) // group_size):
                 return None
-            judged[key] = [
-                (
-                    Rollout(
-                        prompt=by_index[response.pop("prompt")],
-                        **{name: value for name, value in response.items() if name != "verdict"},
-                    ),
-                    Verdict(**response["verdict"]),
+            judged[part] = [
+                (Rollout(prompt=prompt, **response), Verdict(**verdict))
+                for prompt, response, verdict in zip(
+                    cast(list[Prompt], asked), responses, [r.pop("verdict") for r in responses], strict=True
                 )
-                for response in responses
             ]
+        answered = [rollout.prompt for rollout, _ in judged["pairs"][::group_size]]
+        if len(answered) != len(prompts) or not (spares or answered == [*prompts]):
+            return None
         return cls(**{**data, **judged})
+
+
+def _key(prompt: Prompt) -> tuple[int, int]:
+    """What tells a prompt from another task's at the same place."""
+    return prompt.index, crc32(repr(prompt.token_ids).encode())
 
 
 def _plain(judged: list[Judged]) -> list[dict[str, Any]]:
     return [
         {
             **{name: value for name, value in vars(rollout).items() if name != "prompt"},
-            "prompt": rollout.prompt.index,
+            "prompt": _key(rollout.prompt),
             "verdict": asdict(verdict),
         }
         for rollout, verdict in judged
@@ -185,7 +196,10 @@ class RolloutSource:
     def _verdict(self, rollout: Rollout, future: Future[Verdict]) -> Verdict:
         """Wait for one verdict; what the verifier cannot take is reported and gets no reward."""
         try:
-            verdict = future.result()
+            said = future.result()
+            # Plain values, whatever number types a verifier computes with: they go into checkpoints.
+            answer = None if said.answer is None else str(said.answer)
+            verdict = Verdict(float(said.reward), bool(said.correct), answer, str(said.reason))
             if math.isfinite(verdict.reward):
                 return verdict
             problem = f"reward {verdict.reward}"

@@ -39,16 +39,21 @@ def masked_whole(rhos: list[float]) -> list[float]:
     ],
 )
 def test_weights_row_by_row(
-    correction: Callable[[Tensor, Tensor], Tensor], oracle: Callable[[list[float]], list[float]]
+    correction: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    oracle: Callable[[list[float]], list[float]],
 ) -> None:
-    """An empty row and tokens outside the mask get 0, whatever stands there."""
+    """An empty row and tokens outside the mask get 0, whatever stands there; what is not rho was cut."""
     mask = torch.tensor(MASK)
     trainer, engine = (torch.tensor(x, dtype=torch.float64) for x in (TRAINER, ENGINE))
     trainer[~mask] = math.nan
-    weights = correction(log_rho(trainer, engine, mask), mask)
+    weights, cut = correction(log_rho(trainer, engine, mask), mask)
     for row, (p, q, valid) in enumerate(zip(TRAINER, ENGINE, MASK, strict=True)):
         gaps = [a - b for a, b, inside in zip(p, q, valid, strict=True) if inside]
-        wanted = oracle([math.exp(max(-20.0, min(20.0, gap))) for gap in gaps])
+        rhos = [math.exp(max(-20.0, min(20.0, gap))) for gap in gaps]
+        wanted = oracle(rhos)
+        uncut = rhos if correction is not sequence_mask else [math.prod(rhos)] * len(rhos)
+        assert cut[row, : len(rhos)].tolist() == [a != b for a, b in zip(wanted, uncut, strict=True)]
+        assert not cut[row, len(rhos) :].any()
         wanted += [0.0] * (4 - len(wanted))
         assert weights[row].tolist() == pytest.approx(wanted, rel=1e-12)
 
@@ -57,7 +62,9 @@ def test_equal_log_probs_weigh_one() -> None:
     mask = torch.tensor(MASK)
     zero = log_rho(torch.tensor(TRAINER), torch.tensor(TRAINER), mask)
     for correction in (token_truncation, token_mask, sequence_mask):
-        assert torch.equal(correction(zero, mask), mask.float())
+        weights, cut = correction(zero, mask)
+        assert torch.equal(weights, mask.float())
+        assert not cut.any()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,7 @@ def test_equal_log_probs_weigh_one() -> None:
     ],
 )
 def test_bounds_that_exclude_agreement_are_refused(
-    correction: Callable[..., Tensor], arguments: dict[str, float]
+    correction: Callable[..., tuple[Tensor, Tensor]], arguments: dict[str, float]
 ) -> None:
     with pytest.raises(ValueError, match=r"must"):
         correction(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), **arguments)

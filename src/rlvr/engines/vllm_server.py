@@ -277,7 +277,10 @@ class WeightWorker:
 
 
 def serve(connection: Connection) -> None:
-    """Answer one request after the other until the other end says ``close``, or is gone."""
+    """Answer one request after the other until the other end says ``close``, or is gone.
+
+    What goes wrong is said to the other end, and raised for the log.
+    """
     settings, path = connection.recv()
     try:
         server = VllmServer(settings)
@@ -286,16 +289,13 @@ def serve(connection: Connection) -> None:
         raise
     connection.send(("ok", None))
     while True:
-        kind, *arguments = connection.recv()
-        if kind == "close":
-            server.close()
-            return
+        kind, *arguments = _next(connection)
         if kind == "stop":
             continue  # it crossed the last response
         try:
             if kind == "generate":
-                _generate(server, connection, *arguments)
-            else:
+                kind = _generate(server, connection, *arguments)
+            elif kind != "close":
                 calls: dict[str, Callable[..., object]] = {
                     "begin": server.begin_load,
                     "pieces": lambda pieces: server.load_pieces(path, pieces),
@@ -303,27 +303,38 @@ def serve(connection: Connection) -> None:
                     "score": server.score,
                 }
                 connection.send(("ok", calls[kind](*arguments)))
-        except EOFError:
-            raise
         except Exception as error:
             connection.send(("error", _said(error)))
             raise
+        if kind == "close":
+            server.close()
+            return
 
 
-def _generate(server: VllmServer, connection: Connection, requests: list[Request]) -> None:
-    """Send responses as they finish; what can come meanwhile is ``stop`` or ``close``."""
+def _next(connection: Connection) -> tuple[Any, ...]:
+    """Return the next message; the trainer being gone is its wish to close."""
+    try:
+        message: tuple[Any, ...] = connection.recv()
+    except EOFError:
+        return ("close",)
+    return message
+
+
+def _generate(server: VllmServer, connection: Connection, requests: list[Request]) -> str:
+    """Send responses as they finish; return what came meanwhile, ``stop`` or ``close``, or nothing."""
     said = time.monotonic()
     steps = server.generate(requests)
     for finished in steps:
         if connection.poll():
             steps.close()
-            if connection.recv()[0] == "close":
-                raise EOFError
+            if (wish := str(_next(connection)[0])) == "close":
+                return wish
             break
         if finished or time.monotonic() - said > HEARTBEAT_S:
             said = time.monotonic()
             connection.send(("finished", finished))
     connection.send(("ok", None))
+    return ""
 
 
 def _said(error: Exception) -> str:
@@ -341,9 +352,4 @@ def main() -> None:
     """Entry point: file descriptor of the connection, process id of the trainer."""
     descriptor, parent = map(int, sys.argv[1:])
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    try:
-        serve(Connection(descriptor))
-    except (EOFError, OSError):
-        pass  # the trainer is gone, or has closed the connection
-    finally:
-        sys.stdout.flush()
+    serve(Connection(descriptor))
