@@ -23,7 +23,7 @@ from rlvr.metrics import MajAtK, MeanAtK, PassAtK
 from rlvr.policy import Policy
 from rlvr.regions import RegionAblation
 from rlvr.sharding import full_tensor, is_sharded, shard
-from rlvr.strategies import FSDP
+from rlvr.strategies import FSDP, gathered
 
 
 class RLVRModule(LightningModule):
@@ -210,7 +210,7 @@ class RLVRModule(LightningModule):
             loss.scores(inputs, covariance),
             draws,
             count_of(loss.fraction, batch.totals.tokens),
-            lambda values: strategy.all_gather(values).flatten(),
+            lambda values: torch.cat(gathered(values.cpu())).to(values.device),
         )
         return torch.zeros_like(mask).masked_scatter(mask, chosen)
 

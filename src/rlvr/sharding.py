@@ -58,7 +58,7 @@ def shard(
     weights = policy.read() if dist.get_rank() == 0 else None
     reduce_dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
     mixed = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype)
-    offloading = CPUOffloadPolicy() if offload else OffloadPolicy()
+    offloading = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     # The root frees its parameters too: outside a pass every parameter is this rank's shard of it.
     for module in [*layers, policy]:
         fully_shard(
