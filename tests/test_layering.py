@@ -48,6 +48,7 @@ LAYERS = {
 LIBRARIES = {
     "vllm": (1, 1),
     "datasets": (1, 1),
+    "pyarrow": (1, 1),
     "math_verify": (0, 0),
     "latex2sympy2_extended": (0, 0),
     "sympy": (0, 0),
