@@ -41,6 +41,7 @@ LAYERS = {
     "guards": 4,
     "instantiate": 4,
     "export": 4,
+    "contamination": 4,
     "evaluate": 4,
 }
 """Every file, or folder, of the package; a new one without a layer fails."""
