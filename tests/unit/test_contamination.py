@@ -123,8 +123,8 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
     )
     other = written(tmp_path / "other.jsonl", [{"problem": "Nothing of that.", "answer": 0}])
     out, clean = tmp_path / "found.json", tmp_path / "clean.jsonl"
-    given = ["--train", train, "--eval", test, other, "--json", out, "--write-clean", clean]
-    command = [sys.executable, "-m", "rlvr.contamination", *map(str, given)]
+    options = ["--train", train, "--eval", test, other, "--json", out, "--write-clean", clean]
+    command = [sys.executable, "-m", "rlvr.contamination", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[1] == ["train", "test", "2", "2", "2", "3"]
@@ -169,8 +169,8 @@ def test_what_cannot_work_is_said_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("problems.jsonl"), [{"prompt": "1?", "answer": 1}])
-    given = ["--train", "problems.jsonl", "--eval", "problems.jsonl", *arguments]
-    monkeypatch.setattr(sys, "argv", ["rlvr-contamination", *given])
+    options = ["--train", "problems.jsonl", "--eval", "problems.jsonl", *arguments]
+    monkeypatch.setattr(sys, "argv", ["rlvr-contamination", *options])
     with pytest.raises(SystemExit, match="2"):
         main()
     said = capsys.readouterr()
