@@ -82,9 +82,7 @@ def train_only(folder: Path, *overrides: str, until: int | None = None) -> dict[
 def start(folder: Path, *overrides: str) -> ForkServerProcess:
     """``rlvr-train`` in a process of its own, with its output in ``folder``'s out.txt and err.txt."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = FORKSERVER.Process(
-        target=entry, args=([*SMALL, f"hydra.run.dir={folder}", *overrides], folder)
-    )
+    process = FORKSERVER.Process(target=entry, args=([*SMALL, f"hydra.run.dir={folder}", *overrides], folder))
     process.start()
     return process
 

@@ -1,19 +1,12 @@
 """One rank, two with replicas (DDP) and two with shards (FSDP2) train alike, fail together, and resume."""
 
-import csv
 import json
-import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from ranks import train_ranks
-from runs import SMALL, rows, train
+from runs import rows, train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,7 +26,9 @@ SHARED = (
     "~engine.own_copy",
     "~engine.max_num_seqs",
     "+engine.ranks=2",
-    "+engine.engine={_target_: rlvr.engines.transformers.TransformersEngine, _partial_: true, own_copy: true}",
+    "+engine.engine._target_=rlvr.engines.transformers.TransformersEngine",
+    "+engine.engine._partial_=true",
+    "+engine.engine.own_copy=true",
 )
 CASES = {
     # OD starts below its corridor and raises entropy at once, by thresholds that depend on probability.
@@ -76,7 +71,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             assert train(place, *arguments) == 0
         else:
             codes = train_ranks(place, 2, *arguments)
-            assert codes == [0, 0], (place / "0" / "err.txt").read_text() + (place / "1" / "err.txt").read_text()
+            assert codes == [0, 0], (place / "0" / "err.txt").read_text() + (
+                place / "1" / "err.txt"
+            ).read_text()
         done[kind] = Run(place)
     return done
 
@@ -111,7 +108,8 @@ def test_ranks_decide_alike(runs: dict[str, Run]) -> None:
         if kind == "one":
             continue
         first, second = (
-            [{key: line[key] for key in ("facts", "totals", "clip_range")} for line in lines] for lines in run.seen
+            [{key: line[key] for key in ("facts", "totals", "clip_range")} for line in lines]
+            for lines in run.seen
         )
         assert first == second
         assert len(first) == 15
@@ -126,7 +124,9 @@ def test_ranks_share_the_prompts(runs: dict[str, Run]) -> None:
         for first, second, alone in zip(*run.seen, one, strict=True):
             assert not set(first["prompts"]) & set(second["prompts"])
             assert sorted(first["prompts"] + second["prompts"]) == alone["prompts"]
-        assert any(not line["prompts"] for lines in run.seen for line in lines), "a rank had nothing now and then"
+        assert any(not line["prompts"] for lines in run.seen for line in lines), (
+            "a rank had nothing now and then"
+        )
 
 
 def test_gradients_are_reduced_once_a_minibatch(runs: dict[str, Run]) -> None:

@@ -42,7 +42,11 @@ REFUSED_TRAINER_KEYS = {
     "callbacks": "+callbacks.NAME._target_=package.Class",
     "logger": "logger=tensorboard",
 }
-GIVEN = {"policy": {"deferred"}, "engine": {"policy", "local_rank", "local_ranks"}, "trainer": {"callbacks", "logger"}}
+GIVEN = {
+    "policy": {"deferred"},
+    "engine": {"policy", "local_rank", "local_ranks"},
+    "trainer": {"callbacks", "logger"},
+}
 """Arguments that the entry point itself hands to a node's target."""
 
 

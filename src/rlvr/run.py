@@ -34,8 +34,8 @@ from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError, RunError
 from rlvr.guards import (
     check_loss,
-    clip_of,
     check_ranks,
+    clip_of,
     correction_of,
     one_writer,
     powerless,
