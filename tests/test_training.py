@@ -92,7 +92,6 @@ def rollout_batch(policy: Policy, *, off_policy: float = 0.4) -> Batch:
         ref_logprobs=ref.clamp(max=-1e-3),
         rho=None,
         totals=Totals(tokens=int(mask.sum()), sequences=len(rollouts)),
-        micro_batch_size=64,
         facts=FACTS,
         keys=torch.tensor([(rollout.prompt.index, rollout.sample) for rollout in rollouts]),
     )
@@ -154,7 +153,7 @@ def assert_same_update(one: Gradients, other: Gradients, rows: Tensor | None = N
 def test_micro_batches_change_nothing(size: int) -> None:
     batch = rollout_batch(policy_in(torch.float64))
     whole, _ = update(policy_in(torch.float64), batch)
-    split, _ = update(policy_in(torch.float64), replace(batch, micro_batch_size=size))
+    split, _ = update(policy_in(torch.float64), replace(batch, parts=torch.arange(16).split(size)))
     assert_same_update(whole, split)
 
 
@@ -162,7 +161,9 @@ def test_row_order_changes_nothing() -> None:
     batch = rollout_batch(policy_in(torch.float64))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
     straight, _ = update(policy_in(torch.float64), batch)
-    shuffled, _ = update(policy_in(torch.float64), replace(batch.rows(order), micro_batch_size=3))
+    shuffled, _ = update(
+        policy_in(torch.float64), replace(batch.rows(order), parts=torch.arange(16).split(3))
+    )
     assert_same_update(straight, shuffled, rows=order)
 
 
@@ -212,7 +213,7 @@ def oracle(policy: Policy, batch: Batch) -> Tensor:
 def test_gradient_is_the_oracle_s() -> None:
     policy = policy_in(torch.float64)
     batch = rollout_batch(policy)
-    ours, _ = update(policy_in(torch.float64), replace(batch, micro_batch_size=3))
+    ours, _ = update(policy_in(torch.float64), replace(batch, parts=torch.arange(16).split(3)))
     loss = oracle(policy, batch)
     loss.backward()
     assert 0.1 < ours.outputs["kept"][batch.loss_mask].float().mean() < 0.95, "some are clipped, some are not"
