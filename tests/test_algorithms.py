@@ -177,6 +177,13 @@ def padded(batch: Batch) -> Batch:
     return replace(batch, sequences=sequences, old_logprobs=pad(batch.old_logprobs, (0, 2), value=math.nan))
 
 
+def with_tokens(batch: Batch) -> Tensor:
+    """Rows that have a response token, the longest first."""
+    lengths = batch.loss_mask.sum(dim=1)
+    return lengths.argsort(descending=True)[: int((lengths > 0).sum())]
+
+
+NOBODY = torch.tensor([], dtype=torch.long)
 ORDER = torch.randperm(16, generator=torch.Generator().manual_seed(5))
 
 
@@ -186,6 +193,8 @@ def test_split_order_and_padding_change_nothing(name: str) -> None:
     batch = mini_batch()
     whole = step(name, batch)
     others = {
+        "empty parts": step(name, replace(batch, parts=(NOBODY, *torch.arange(16).split(7), NOBODY))),
+        "only rows with tokens": step(name, replace(batch, parts=with_tokens(batch).split(4))),
         "row by row": step(name, replace(batch, parts=torch.arange(16).split(1))),
         "another order": step(name, replace(batch.rows(ORDER), parts=torch.arange(16).split(5))),
         "wider": step(name, replace(padded(batch), parts=torch.arange(16).split(3))),

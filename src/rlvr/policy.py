@@ -54,6 +54,15 @@ class Policy(nn.Module):
         super().__init__()
         if dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"policy.dtype={dtype}", "float32 or bfloat16", "policy.dtype=float32")
+        if not (packing is None or isinstance(packing, bool)):
+            raise ConfigError(f"policy.packing={packing}", "true, false or null", "policy.packing=null")
+        flash = attention.startswith("flash_attention")
+        if packing and not (flash or attention == "sdpa"):
+            raise ConfigError(
+                f"policy.packing=true beside policy.attention={attention}",
+                "attention by sdpa or flash_attention_2",
+                "policy.attention=sdpa",
+            )
         self.path = str(TINY) if path is None else path
         # None for the embedded policy, wherever it is installed; a folder whole, for a checkpoint moves.
         self.source = None if path is None else str(Path(path).resolve()) if Path(path).exists() else path
@@ -71,7 +80,6 @@ class Policy(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.config.use_cache = False
         self.model.train()  # activation checkpointing works in training mode only
-        flash = attention.startswith("flash_attention")
         if flash or (attention == "sdpa" and packing is not False):
             # The checks run where the model is loaded, on the CPU, and flash attention does not.
             self.model.set_attn_implementation(PACKED_SDPA)
@@ -80,8 +88,8 @@ class Policy(nn.Module):
         self.packing = packing is not False and (flash or attention == "sdpa") and self._keeps_apart()
         if packing and not self.packing:
             raise ConfigError(
-                f"policy.packing=true beside policy.attention={attention} and policy.path={self.path}",
-                "attention by sdpa or flash_attention_2, in a model whose tokens meet in attention alone",
+                f"policy.packing=true beside policy.path={self.path}",
+                "a model whose tokens meet in attention alone: this one carries other states along",
                 "policy.packing=null",
             )
         if flash:

@@ -235,7 +235,9 @@ def convolutional(folder: Path) -> str:
 def test_a_model_that_carries_a_state_along_is_padded(tmp_path: Path) -> None:
     path = convolutional(tmp_path)
     assert not Policy(path).packing
-    with pytest.raises(ConfigError, match=f"policy.packing=true .* policy.path={path}: .*; try policy.pack"):
+    with pytest.raises(
+        ConfigError, match=f"policy.packing=true beside policy.path={path}: expected a model whose"
+    ):
         Policy(path, packing=True)
 
 
