@@ -39,8 +39,8 @@ from rlvr.guards import (
     correction_of,
     one_writer,
     powerless,
+    refuse_engine,
     refuse_lookahead,
-    refuse_shared_weights,
     regions_of,
     rehearse,
 )
@@ -122,7 +122,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     engine = build(
         cfg, "engine", policy=policy, local_rank=trainer.local_rank, local_ranks=trainer.num_devices
     )
-    refuse_shared_weights(trainer, engine)
+    refuse_engine(trainer, engine, sizes)
     refuse_lookahead(sizes, engine)
     module = RLVRModule(
         policy,
