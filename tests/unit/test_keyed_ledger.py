@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from rlvr.keyed import generator, uniforms
 from rlvr.ledger import Ledger
