@@ -48,6 +48,7 @@ LAYERS = {
     "instantiate": 4,
     "command": 4,
     "export": 4,
+    "contamination": 4,
     "evaluate": 4,
     "evaluation": 4,
 }
