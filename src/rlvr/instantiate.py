@@ -51,6 +51,7 @@ REFUSED_TRAINER_KEYS = {
     "logger": "logger=tensorboard",
 }
 GIVEN = {
+    "policy": {"deferred"},
     "engine": {"policy"},
     "trainer": {"callbacks", "logger"},
     "benchmark.heldout": {"task", "verifier"},
@@ -128,9 +129,10 @@ def build(cfg: DictConfig, path: str, /, **given: Any) -> Any:
     Args:
         cfg: the whole configuration.
         path: dotted, for instance ``callbacks.samples``.
-        given: further arguments.
+        given: further arguments, for targets that take them.
     """
     node = OmegaConf.select(cfg, path)
+    given = {name: value for name, value in given.items() if _takes(node, name)}
     try:
         return instantiate(node, _convert_="all", **given)
     except InstantiationException as error:
@@ -143,6 +145,14 @@ def build(cfg: DictConfig, path: str, /, **given: Any) -> Any:
             message = " ".join(str(cause).split())
             raise ConfigError(f"{path}", f"other values ({message})", f"{path}.KEY=VALUE") from error
         raise
+
+
+def _takes(node: Any, name: str) -> bool:
+    try:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+    except (ValueError, TypeError):
+        return True
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def build_benchmarks(cfg: DictConfig, task: "Task | None", verifier: "Verifier | None") -> "list[Benchmark]":

@@ -1,13 +1,14 @@
 """The policy: a causal language model, read through a fused head that never holds all its logits."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlvr.batch import Sequences
 from rlvr.errors import ConfigError
@@ -16,7 +17,7 @@ from rlvr.logprobs import Objective, TokenStats, token_objective, token_stats
 TINY = Path(__file__).parent / "assets" / "tiny"
 """The embedded base policy, in Hugging Face format."""
 
-_HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+_HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 class Policy(nn.Module):
@@ -24,11 +25,16 @@ class Policy(nn.Module):
 
     Args:
         path: hub id, folder or ``.gguf`` file; None is the embedded base policy.
-        dtype: of the weights, ``float32`` or ``bfloat16``. Train with float32 weights: in bfloat16 an update
-            of 1e-6 is lost to rounding; bf16 arithmetic is ``trainer.precision=bf16-mixed``.
+        dtype: of the weights, ``float32``, ``bfloat16`` or ``float64``. Train with float32 weights: in bfloat16
+            an update of 1e-6 is lost to rounding; bf16 arithmetic is ``trainer.precision=bf16-mixed``.
         attention: attention implementation of transformers, such as ``sdpa`` or ``flash_attention_2``.
         activation_checkpointing: recompute each layer in the backward pass instead of storing it.
         chunk_size: tokens whose logits are held at one time.
+        deferred: make the model without its weights, on the meta device; :func:`rlvr.sharding.shard` loads
+            them.
+
+    Attributes:
+        compute_dtype: what the weights are gathered as where they are sharded; None: their own.
 
     Raises:
         ConfigError: where there is no such model, or its logits are not hidden states times a head.
@@ -42,17 +48,20 @@ class Policy(nn.Module):
         attention: str = "sdpa",
         activation_checkpointing: bool = False,
         chunk_size: int = 128,
+        deferred: bool = False,
     ) -> None:
         super().__init__()
-        if dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"policy.dtype={dtype}", "float32 or bfloat16", "policy.dtype=float32")
+        if dtype not in ("float32", "bfloat16", "float64"):
+            raise ConfigError(f"policy.dtype={dtype}", "float32, bfloat16 or float64", "policy.dtype=float32")
         self.path = str(TINY) if path is None else path
         # None for the embedded policy, wherever it is installed; a folder whole, for a checkpoint moves.
         self.source = None if path is None else str(Path(path).resolve()) if Path(path).exists() else path
         self.chunk_size = chunk_size
         self.model: Any
         self.tokenizer: Any
-        self.model, self.tokenizer = _load(self.path, getattr(torch, dtype), attention)
+        self.compute_dtype: torch.dtype | None = None
+        self._as_read = (self.path, getattr(torch, dtype), attention)
+        self.model, self.tokenizer = _load(*self._as_read, empty=deferred)
         # Old and new log-probs must come from one function of the weights: no dropout anywhere.
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
@@ -64,7 +73,14 @@ class Policy(nn.Module):
         self.model.config.use_cache = False
         self.model.train()  # activation checkpointing works in training mode only
         self._check_tokenizer()
-        self._check_head()
+        if not deferred:
+            self.check_head(torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = next(self.parameters()).dtype
+        return dtype
 
     @property
     def pad_id(self) -> int:
@@ -136,14 +152,22 @@ class Policy(nn.Module):
             chunk_size=self.chunk_size,
         )
 
+    def read(self) -> nn.Module:
+        """The model with the weights that ``path`` holds, apart from this policy."""
+        model: nn.Module = _load(*self._as_read)[0]
+        return model
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Stream ``(name, full tensor)`` under the model's own names, tied weights once."""
+        """Stream ``(name, weight)`` under the model's own names, tied weights once; shards where sharded."""
         for name, parameter in self.model.named_parameters():
             yield name, parameter.detach()
 
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+        ``weights`` are full tensors by the model's own names, where its own are sharded.
+        """
+        self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     def _head_inputs(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -181,9 +205,9 @@ class Policy(nn.Module):
             )
 
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def check_head(self, device: torch.device) -> None:
         """Refuse models that scale or cap their logits: the fused head would train another policy."""
-        ids = torch.arange(8)[None] % self.model.config.get_text_config().vocab_size
+        ids = torch.arange(8, device=device)[None] % self.model.config.get_text_config().vocab_size
         logits = self.model(input_ids=ids).logits.float()
         weight, bias = self._head()
         ours = nn.functional.linear(self._hidden(ids, torch.ones_like(ids)), weight, bias).float()
@@ -198,7 +222,8 @@ class Policy(nn.Module):
             )
 
 
-def _load(path: str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+def _load(path: str, dtype: torch.dtype, attention: str, *, empty: bool = False) -> tuple[Any, Any]:
+    """Model and tokenizer; ``empty``: the model on the meta device, as its configuration says."""
     source = Path(path)
     gguf = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
     place = str(source.parent) if gguf else path
@@ -208,9 +233,16 @@ def _load(path: str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     model: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, attn_implementation=attention, **gguf
-        )
+        if empty:
+            config = AutoConfig.from_pretrained(place, **gguf)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            with suppress(OSError):  # few folders lack it; the configuration has given one then
+                model.generation_config = GenerationConfig.from_pretrained(place)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, attn_implementation=attention, **gguf
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
