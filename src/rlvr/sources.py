@@ -1,11 +1,15 @@
 """A policy from wherever its weights are: a run, a checkpoint, a model folder, the hub, a .gguf file."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from rlvr.errors import ConfigError
 from rlvr.policy import Policy
@@ -33,7 +37,7 @@ def load_policy(path: str | None, make: MakePolicy) -> Policy:
     """A policy with its weights.
 
     Args:
-        path: a run folder, whose last checkpoint is taken, or a checkpoint of one; else whatever
+        path: a run folder, whose last checkpoint is taken, or a checkpoint, sharded or not; else whatever
             :class:`Policy` takes: a Hugging Face folder, a hub id, a ``.gguf`` file, None.
         make: makes a policy of what :class:`Policy` takes; a checkpoint's weights then replace its own.
 
@@ -77,22 +81,40 @@ def run_folder(path: str | None) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the policy of a checkpoint that ``rlvr-train`` has written.
+    """Read the policy of a checkpoint that ``rlvr-train`` has written: a file, or a folder of shards.
 
     Raises:
         ConfigError: for any other.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(
+            path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True
+        )
         facts = state["rlvr"]
-    except Exception as error:  # no zip file, a pickle of something else, a folder, another framework's
+        everything = _read_shards(path) if path.is_dir() else state["state_dict"]
+    except Exception as error:  # no zip file, a pickle of something else, another framework's folder
         raise ConfigError(
             f"{path}", "a checkpoint that rlvr-train has written", "policy.path=RUN_FOLDER"
         ) from error
-    prefix = "policy."
     weights = {
-        key.removeprefix(prefix): value
-        for key, value in state["state_dict"].items()
-        if key.startswith(prefix)
+        key.removeprefix(_PREFIX): value for key, value in everything.items() if key.startswith(_PREFIX)
     }
     return Checkpoint(facts["policy_path"], facts["policy_dtype"], weights)
+
+
+_PREFIX = "policy."
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """The policy's tensors, whole; in one process, however many wrote them."""
+    reader, prefix = FileSystemReader(path), f"state_dict.{_PREFIX}"
+    found = reader.read_metadata().state_dict_metadata
+    weights = {
+        key: torch.empty(stored.size, dtype=stored.properties.dtype)
+        for key, stored in found.items()
+        if key.startswith(prefix) and isinstance(stored, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
+        load(weights, storage_reader=reader, no_dist=True)
+    return {key.removeprefix("state_dict."): value for key, value in weights.items()}
