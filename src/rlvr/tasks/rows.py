@@ -183,13 +183,12 @@ def _text(row: dict[str, Any], keys: str | Sequence[str] | None) -> str:
     if key is None:
         there = ", ".join(map(str, row)) or "nothing"
         raise ValueError(f"nothing under {' or '.join(_names(keys))} (the row has {there})"[:300])
-    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-        value = next((m.get("content") for m in reversed(value) if m.get("role") == "user"), None)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    said = _last_user_message(value) if isinstance(value, list) else value
+    if isinstance(said, bool) or not isinstance(said, str | int | float):
         raise ValueError(f"{key} is no text: {value!r}"[:100])
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} is no number: {value}")
-    text = str(value).strip()
+    if isinstance(said, float) and not math.isfinite(said):
+        raise ValueError(f"{key} is no number: {said}")
+    text = str(said).strip()
     if not text:
         raise ValueError(f"{key} is empty")
     try:
@@ -197,6 +196,11 @@ def _text(row: dict[str, Any], keys: str | Sequence[str] | None) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{key} holds half a surrogate pair, at character {error.start}") from None
     return text
+
+
+def _last_user_message(messages: list[Any]) -> Any:
+    said = (m.get("content") for m in reversed(messages) if isinstance(m, dict) and m.get("role") == "user")
+    return next(said, None)
 
 
 def _existing(file: Path, setting: str) -> Path:
