@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_s_policy_on_its_heldout_problems(run: Path, tmp_path: Path) -> None:
-    """Task, verifier and lengths are the run's, and so are the draws: the scores are those of its last row."""
+    """Task, verifier, lengths and draws are the run's: the scores are those of its last row."""
     process = runs.start_evaluation(tmp_path, f"policy.path={run}", "evaluation.samples=2")
     process.join(60)
     assert process.exitcode == 0, (tmp_path / "err.txt").read_text()

@@ -40,7 +40,7 @@ def file(folder: Path, *rows: dict[str, Any]) -> str:
 
 
 def test_every_benchmark_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the files of RLVR_DATA, with the paper's samples and template, and judged right by its own answer."""
+    """From the files of RLVR_DATA, with the paper's samples and template; its own answer is right."""
     shared_data.rows("eval/aime24.jsonl")
     monkeypatch.setenv("RLVR_DATA", str(shared_data.FOLDER))
     found = configured(*SIZES)

@@ -53,7 +53,7 @@ def folder(at: Path, temperature: float = 1.0, **benchmarks: list[Response]) -> 
 
 
 def test_results_by_hand() -> None:
-    """Four problems: 2, 1, 0, 0 right of 2; the majority of "01" is its first answer, of "xx" there is none."""
+    """2, 1, 0 and 0 right of 2; the majority of "01" is its first answer, "xx" has none."""
     found = results(
         [
             Scored.of("a", responses("a", "11", "01", "00", "xx"), SAMPLES),
