@@ -34,8 +34,8 @@ SMALL = (
 SMALL_EVALUATION = ("task=letters", "task.train=8", "task.heldout=8", "data.max_new_tokens=10")
 """64 responses of the embedded policy, on the same problems as the runs above."""
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["rlvr.run", "rlvr.train", "rlvr.evaluation", "rlvr.evaluate"])
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["rlvr.run", "rlvr.train", "rlvr.evaluation", "rlvr.evaluate"])
 
 
 class LeftError(Exception):
@@ -104,21 +104,21 @@ def start_evaluation(folder: Path, *overrides: str) -> ForkServerProcess:
 
 def _started(command: str, folder: Path, *overrides: str) -> ForkServerProcess:
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [command, *overrides, f"hydra.run.dir={folder}"]
-    process = _FORKSERVER.Process(target=_entry, args=(arguments, folder))
+    arguments = [*overrides, f"hydra.run.dir={folder}"]
+    process = FORKSERVER.Process(target=entry, args=(arguments, folder, command))
     process.start()
     return process
 
 
-def _entry(arguments: list[str], folder: Path) -> None:
+def entry(overrides: list[str], folder: Path, command: str = "rlvr-train") -> None:
     from rlvr import evaluate, train
 
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    sys.argv = arguments
+    sys.argv = [command, *overrides]
     os.environ.pop("HYDRA_FULL_ERROR", None)
-    {"rlvr-train": train, "rlvr-eval": evaluate}[arguments[0]].main()
+    {"rlvr-train": train, "rlvr-eval": evaluate}[command].main()
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:

@@ -105,7 +105,13 @@ def test_the_paper_s_runs_compose_with_every_algorithm(experiment: str, algorith
     assert (sizes.updates, sizes.temperature, sizes.top_p) == (8, 1.0, 1.0)
     assert (cfg.algorithm.lr, cfg.algorithm.weight_decay, cfg.algorithm.gradient_clip) == (1e-6, 0.1, 1.0)
     assert cfg.algorithm.kl_coef == 0
-    assert (cfg.trainer.max_epochs, cfg.engine.tensor_parallel_size) == (400, 4)
+    assert (cfg.trainer.max_epochs, cfg.engine.engine.tensor_parallel_size) == (400, 4)
+    assert cfg.trainer.devices % cfg.engine.ranks == 0
+    assert (sizes.num_prompts / sizes.minibatches) % cfg.trainer.devices == 0, "as much work for every rank"
+    assert (cfg.engine.engine.max_prompt_tokens, cfg.engine.engine.max_new_tokens) == (
+        sizes.max_prompt_tokens,
+        sizes.max_new_tokens,
+    )
     assert list(cfg.benchmark) == ["aime24", "aime25", "amc", "math500", "gsm8k", "olympiad"]
     assert evaluation.samples is None, "each benchmark's own"
     assert cfg.clip == composed(f"algorithm={algorithm}").clip

@@ -290,7 +290,7 @@ class RolloutDataModule(LightningDataModule):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """The responses generated ahead by every rank, and which weights they came from; empty without any."""
+        """The responses that every rank has generated ahead, and their iteration; empty without any."""
         if not self.config.lookahead:
             return {}
         generated = self._ahead.wait() if self._ahead is not None else None
@@ -330,7 +330,9 @@ class RolloutDataModule(LightningDataModule):
         """Split by rows into optimizer mini-batches, in a keyed order, a new one every epoch."""
         config, fitting = self.config, self.fitting
         for epoch in range(config.epochs):
-            for rows in minibatch_rows(config, fitting.global_rank, fitting.world_size, (self.seed, k, epoch)):
+            for rows in minibatch_rows(
+                config, fitting.global_rank, fitting.world_size, (self.seed, k, epoch)
+            ):
                 batch = whole.rows(rows)
                 mask = batch.loss_mask
                 tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()

@@ -1,6 +1,7 @@
 """What cannot work together: refused in one line with the override that mends it, or warned of."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,8 +145,14 @@ def correction_of(cfg: DictConfig, sizes: DataConfig) -> Correction | None:
     return correction
 
 
-def check_ranks(trainer: Trainer, sizes: DataConfig) -> None:
-    """Refuse an iteration that leaves a rank without a prompt."""
+def check_ranks(trainer: Trainer, sizes: DataConfig, checkpoint: Path | None) -> None:
+    """Refuse an iteration that leaves a rank without a prompt, and shards for a policy in one piece."""
+    if checkpoint is not None and checkpoint.is_dir() and not isinstance(trainer.strategy, FSDP):
+        raise ConfigError(
+            f"ckpt_path={checkpoint}",
+            "a checkpoint in one file: this one is of shards",
+            "trainer=fsdp, on any number of ranks",
+        )
     if sizes.num_prompts < trainer.world_size:
         raise ConfigError(
             f"data.num_prompts={sizes.num_prompts}",

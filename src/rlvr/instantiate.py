@@ -52,7 +52,7 @@ REFUSED_TRAINER_KEYS = {
 }
 GIVEN = {
     "policy": {"deferred"},
-    "engine": {"policy"},
+    "engine": {"policy", "local_rank", "local_ranks"},
     "trainer": {"callbacks", "logger"},
     "benchmark.heldout": {"task", "verifier"},
 }

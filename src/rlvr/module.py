@@ -23,7 +23,7 @@ from rlvr.metrics import MajAtK, MeanAtK, PassAtK
 from rlvr.policy import Policy
 from rlvr.regions import RegionAblation
 from rlvr.sharding import full_tensor, is_sharded, shard
-from rlvr.strategies import FSDP
+from rlvr.strategies import FSDP, gathered
 
 
 class RLVRModule(LightningModule):
@@ -116,7 +116,7 @@ class RLVRModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Shard the policy, and a reference, where the strategy says so; once, before the optimizer is made."""
+        """Shard the policy, and a reference, where the strategy says so: before the optimizer is made."""
         strategy = self.trainer.strategy
         if not isinstance(strategy, FSDP) or is_sharded(self.policy):
             return
@@ -210,7 +210,7 @@ class RLVRModule(LightningModule):
             loss.scores(inputs, covariance),
             draws,
             count_of(loss.fraction, batch.totals.tokens),
-            lambda values: strategy.all_gather(values).flatten(),
+            lambda values: torch.cat(gathered(values.cpu())).to(values.device),
         )
         return torch.zeros_like(mask).masked_scatter(mask, chosen)
 
@@ -308,7 +308,7 @@ class RLVRModule(LightningModule):
 
     @contextmanager
     def _reduce_gradients(self, now: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in the backward passes of the body, or keep them for a later one."""
+        """Reduce gradients over the ranks in the body's backward passes, or keep them for a later one."""
         blocked = getattr(self.trainer.strategy, "block_backward_sync", None)
         with nullcontext() if now or blocked is None else blocked():
             yield

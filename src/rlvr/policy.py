@@ -25,8 +25,9 @@ class Policy(nn.Module):
 
     Args:
         path: hub id, folder or ``.gguf`` file; None is the embedded base policy.
-        dtype: of the weights, ``float32``, ``bfloat16`` or ``float64``. Train with float32 weights: in bfloat16
-            an update of 1e-6 is lost to rounding; bf16 arithmetic is ``trainer.precision=bf16-mixed``.
+        dtype: of the weights, ``float32``, ``bfloat16`` or ``float64``. Train with float32 weights: in
+            bfloat16 an update of 1e-6 is lost to rounding; bf16 arithmetic is
+            ``trainer.precision=bf16-mixed``.
         attention: attention implementation of transformers, such as ``sdpa`` or ``flash_attention_2``.
         activation_checkpointing: recompute each layer in the backward pass instead of storing it.
         chunk_size: tokens whose logits are held at one time.

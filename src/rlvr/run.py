@@ -110,7 +110,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    check_ranks(trainer, sizes)
+    check_ranks(trainer, sizes, checkpoint)
     task = build(cfg, "task")
     verifier = build(cfg, "verifier")
     benchmarks = [each for each in build_benchmarks(cfg, task, verifier) if each.name != HELDOUT]
@@ -121,7 +121,9 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     elif trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         torch.set_num_threads(max((os.cpu_count() or 1) // trainer.num_devices, 1))
     policy = build(cfg, "policy", deferred=isinstance(trainer.strategy, FSDP))
-    engine = build(cfg, "engine", policy=policy)
+    engine = build(
+        cfg, "engine", policy=policy, local_rank=trainer.local_rank, local_ranks=trainer.num_devices
+    )
     refuse_shared_weights(trainer, engine)
     refuse_lookahead(sizes, engine)
     module = RLVRModule(
@@ -171,6 +173,9 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         cause = watch.explain(error)
         if cause is error:
             raise
+        if not trainer.is_global_zero:
+            print(f"rank {trainer.global_rank} stopped: {cause}", file=sys.stderr, flush=True)
+            return 3
         checkpoints.stop_reason = str(cause)
     finally:
         engine.close()

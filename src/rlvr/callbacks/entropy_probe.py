@@ -81,7 +81,9 @@ class EntropyProbe(Callback):
         assert self._probe is not None
         with trainer.precision_plugin.forward_context():
             stats = module.policy.logprobs(self._probe.to(module.device), temperature=module.temperature)
-        return stats.entropy.mean()
+        # The ranks' mean is then the mean over the tokens of all ranks.
+        tokens = trainer.strategy.reduce(torch.tensor(float(len(stats.entropy))), reduce_op="sum")
+        return stats.entropy.sum() * (trainer.world_size / tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The probe's tokens."""

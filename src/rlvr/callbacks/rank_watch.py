@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -34,18 +33,15 @@ class RankWatch(Callback):
         """Start to watch, where there are other ranks."""
         if self._thread is not None or trainer.world_size == 1:
             return
-        launcher: Any = trainer.strategy.launcher
-        if launcher is None:
-            return
-        self._processes = list(getattr(launcher, "procs", []))
-        self._parent = os.getppid() if trainer.local_rank else None
+        self._processes = list(getattr(trainer.strategy.launcher, "procs", []))
+        self._parent = os.getppid() if trainer.local_rank else None  # Lightning's rank 0, or torchrun
         self._thread = threading.Thread(target=self._watch, name="rank-watch", daemon=True)
         self._thread.start()
 
     def dead(self) -> str | None:
         """Which rank of this node has died, if one has, and of what."""
         if self._parent is not None and os.getppid() != self._parent:
-            return f"rank 0 (process {self._parent}) is gone"
+            return f"process {self._parent}, which started this rank, is gone"
         for rank, process in enumerate(self._processes, start=1):
             if code := process.poll():
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
