@@ -70,7 +70,7 @@ def checkpoint_of(path: str | None) -> Path | None:
     else:
         return None
     if not found.exists():
-        raise ConfigError(f"policy.path={path}", f"a checkpoint at {found}", "policy.path=RUN_FOLDER")
+        raise ConfigError(f"{path}", f"a checkpoint at {found}", "another run folder or .ckpt")
     return found
 
 
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         everything = _read_shards(path) if path.is_dir() else state["state_dict"]
     except Exception as error:  # no zip file, a pickle of something else, another framework's folder
         raise ConfigError(
-            f"{path}", "a checkpoint that rlvr-train has written", "policy.path=RUN_FOLDER"
+            f"{path}", "a checkpoint that rlvr-train has written", "another run folder or .ckpt"
         ) from error
     weights = {
         key.removeprefix(_PREFIX): value for key, value in everything.items() if key.startswith(_PREFIX)

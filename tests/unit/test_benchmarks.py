@@ -88,6 +88,14 @@ def test_heldout_needs_a_task() -> None:
         configured("heldout")
 
 
+def test_several_answers_are_one_list(tmp_path: Path) -> None:
+    """As OlympiadBench has them on the hub."""
+    rows = [{"question": "x?", "final_answer": answers} for answers in (["$69$", "$84$"], ["$(2,4)$"])]
+    form = ProblemFormat(answer_key=["answer", "final_answer"])
+    found = problem_set("mine", file(tmp_path, *rows), verifier=LettersVerifier(), form=form)
+    assert [problem.answer for problem in found.problems] == ["$69$, $84$", "$(2,4)$"]
+
+
 def test_two_problems_of_one_name_are_refused(tmp_path: Path) -> None:
     path = file(tmp_path, *[{"id": "x", "prompt": f"{i}", "answer": "1"} for i in range(2)])
     with pytest.raises(ConfigError, match="two problems named 'x'"):
