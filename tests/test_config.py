@@ -183,6 +183,18 @@ WRONG = [
     pytest.param(["data.num_prompts=null"], "data.num_prompts=None", id="no number of prompts"),
     pytest.param(["trainer.max_epochs=null"], "trainer.max_epochs=None", id="no number of iterations"),
     pytest.param(["data.micro_batch_size=0"], "data.micro_batch_size=0", id="empty micro-batches"),
+    pytest.param(
+        ["data.tokens_per_micro_batch=1033"],
+        "data.tokens_per_micro_batch=1034",
+        id="a budget below the longest sequence",
+    ),
+    pytest.param(
+        ["data.tokens_per_micro_batch=all"], "data.tokens_per_micro_batch=all", id="a word for a budget"
+    ),
+    pytest.param(
+        ["policy.attention=eager", "policy.packing=true"], "policy.packing=true", id="packing that cannot be"
+    ),
+    pytest.param(["policy.packing=1"], "policy.packing=1", id="a number for a switch"),
     pytest.param(["data.max_new_tokens=0"], "data.max_new_tokens=0", id="no tokens"),
     pytest.param(["data.temperature=0"], "data.temperature=0", id="greedy training"),
     pytest.param(["data.temperature=nan"], "data.temperature=nan", id="temperature not a number"),

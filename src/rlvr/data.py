@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rlvr import mismatch
 from rlvr.advantages import overlong_penalty
-from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict
+from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict, join
 from rlvr.benchmarks import Benchmark, heldout
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
@@ -23,6 +23,7 @@ from rlvr.losses import Totals
 from rlvr.minibatches import minibatch_rows
 from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
+from rlvr.packing import micro_batches
 from rlvr.policy import Policy
 from rlvr.prompts import PromptOrder, encode
 from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
@@ -167,7 +168,6 @@ class RolloutDataModule(LightningDataModule):
             ref_logprobs=ref_logprobs,
             rho=rho,
             totals=Totals(tokens=int(tokens), sequences=int(count)),
-            micro_batch_size=self.config.micro_batch_size,
             facts=IterationFacts(
                 iteration=k, entropy=entropy_total / tokens, reward_mean=reward_total / count
             ),
@@ -313,18 +313,35 @@ class RolloutDataModule(LightningDataModule):
     @torch.no_grad()
     def _score(self, policy: Policy, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Log-probs [B, T] of the responses, 0 outside the mask, and entropies [N], under ``policy``."""
-        device = self.module.device
-        dtype = torch.promote_types(policy.dtype, torch.float32)
-        logprobs = torch.zeros(sequences.loss_mask.shape, dtype=dtype)
-        entropies = []
-        for begin in range(0, len(logprobs), self.config.micro_batch_size):
-            rows = slice(begin, begin + self.config.micro_batch_size)
-            micro = sequences.rows(rows).to(device)
+        parts = self._parts(sequences, policy)
+        logprobs, entropies = [], []
+        for part in parts:
+            micro = sequences.rows(part).to(self.module.device)
             with self._precision():
                 stats = policy.logprobs(micro, temperature=self.config.temperature)
-            logprobs[rows][sequences.loss_mask[rows]] = stats.logprobs.cpu()
+            logprobs.append(stats.logprobs.cpu())
             entropies.append(stats.entropy.cpu())
-        return logprobs, torch.cat(entropies)
+            self.module.ledger.add("perf/padding_frac", *policy.padding(micro))
+        return join(sequences.loss_mask, parts, logprobs), torch.cat(entropies)
+
+    def _parts(self, sequences: Sequences, policy: Policy) -> tuple[Tensor, ...]:
+        """Rows of each forward pass over ``sequences``, of which all ranks make the same number.
+
+        Rows without response tokens in the mask take part in none.
+        """
+        rows = sequences.loss_mask.any(dim=1).nonzero().flatten()
+        width = sequences.attention_mask.shape[1] - sequences.loss_mask.shape[1]
+        lengths = [
+            sequences.attention_mask[rows, part].sum(dim=1) for part in (slice(width), slice(width, None))
+        ]
+        parts = micro_batches(
+            list(zip(*(length.tolist() for length in lengths), strict=True)),
+            rows=self.config.micro_batch_size,
+            tokens=self.config.tokens_per_micro_batch,
+            packed=policy.packing,
+            agree=self._max,
+        )
+        return tuple(rows[torch.tensor(part, dtype=torch.long)] for part in parts)
 
     def _minibatches(self, whole: Batch, k: int) -> Iterator[Batch]:
         """Split by rows into optimizer mini-batches, in a keyed order, a new one every epoch."""
@@ -336,7 +353,11 @@ class RolloutDataModule(LightningDataModule):
                 batch = whole.rows(rows)
                 mask = batch.loss_mask
                 tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
-                yield replace(batch, totals=Totals(tokens=tokens, sequences=sequences))
+                yield replace(
+                    batch,
+                    totals=Totals(tokens=tokens, sequences=sequences),
+                    parts=self._parts(batch.sequences, self.module.policy),
+                )
 
     def _shaped(self, rewards: Tensor, rollouts: list[Rollout]) -> Tensor:
         """Rewards [P, G] with the penalty of responses near the limit, where that is wanted."""
@@ -399,6 +420,11 @@ class RolloutDataModule(LightningDataModule):
         """Sum over all ranks."""
         summed: Tensor = self.fitting.strategy.reduce(values.to(self.module.device), reduce_op="sum")
         return summed.cpu()
+
+    def _max(self, value: int) -> int:
+        """The largest over all ranks."""
+        ours = torch.tensor(value, device=self.module.device)
+        return int(self.fitting.strategy.reduce(ours, reduce_op="max"))
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from rlvr.errors import ConfigError
 from rlvr.policy import Policy
 
-METHODS = ("logprobs", "objective", "check_head")
+METHODS = ("logprobs", "objective", "check")
 """Of the policy, which run it: the sharding gathers parameters around each of them."""
 
 
@@ -85,7 +85,7 @@ def shard(
     for method in METHODS:
         register_fsdp_forward_method(policy, method)
     policy.compute_dtype = compute_dtype
-    policy.check_head(device)
+    policy.check(device)
 
 
 def is_sharded(policy: nn.Module) -> bool:
