@@ -62,7 +62,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         no_numbers = ("old_logprobs", "mask_truncated")
         numbers = {name: value for name, value in vars(self).items() if name not in no_numbers}
-        require_numbers("data", optional="tokens_per_micro_batch", **numbers)
+        require_numbers("data", optional=("tokens_per_micro_batch",), **numbers)
         if not isinstance(self.mask_truncated, bool):
             raise ConfigError(
                 f"data.mask_truncated={self.mask_truncated}", "true or false", "data.mask_truncated=true"
