@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from rlvr import mismatch
 from rlvr.advantages import overlong_penalty
 from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict, join
+from rlvr.benchmarks import Benchmark, heldout
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.losses import Totals
@@ -35,14 +36,15 @@ from rlvr.weight_sync import WeightSync
 
 
 class RolloutDataModule(LightningDataModule):
-    """Generates the training batches of every iteration, and judged samples of the held-out prompts.
+    """Generates the training batches of every iteration, and judged samples of held-out problems.
 
     Args:
         task: prompts and answers.
         engine: who generates.
         verifier: who judges.
         config: sizes and sampling.
-        evaluation: of held-out prompts.
+        evaluation: of held-out problems and benchmarks.
+        benchmarks: to score beside the task's held-out problems.
         correction: weights of the policy loss for the engine's distribution, see :mod:`rlvr.mismatch`.
         seed: keys every draw.
 
@@ -58,17 +60,19 @@ class RolloutDataModule(LightningDataModule):
         config: DataConfig,
         evaluation: EvaluationConfig,
         *,
+        benchmarks: Sequence[Benchmark] = (),
         correction: Correction | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.benchmarks = [heldout(task, verifier), *benchmarks]
         self.task, self.engine = task, engine
         self.source = RolloutSource(engine, verifier)
         self.correction = correction
         self.config, self.evaluation, self.seed = config, evaluation, seed
         self.rollouts: list[tuple[Rollout, Verdict]] = []
         self._train: list[Prompt] = []
-        self._heldout: list[Prompt] = []
+        self._evaluated: list[list[Prompt]] = []
         self._sync: WeightSync | None = None
         self._ahead: Ahead | None = None
         self._restored: dict[str, Any] | None = None
@@ -88,11 +92,15 @@ class RolloutDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Encode the prompts, once."""
-        if self._heldout:
+        if self._train:
             return
-        prepared = partial(encode, policy=self.module.policy, sizes=self.config, chat=self.task.chat)
-        self._heldout = prepared(self.task.heldout()[: self.evaluation.num_prompts], split="held-out")
-        self._train = prepared(self.task.train(), split="training")
+        policy = self.module.policy
+        limits = {
+            "max_prompt_tokens": self.config.max_prompt_tokens,
+            "max_new_tokens": self.config.max_new_tokens,
+        }
+        self._evaluated = [each.prompts(policy, self.evaluation, **limits) for each in self.benchmarks]
+        self._train = encode(self.task.train(), policy, **limits, chat=self.task.chat, split="training")
         if len(self._train) < self.config.num_prompts:
             raise ConfigError(
                 f"data.num_prompts={self.config.num_prompts}",
@@ -105,8 +113,8 @@ class RolloutDataModule(LightningDataModule):
         return DataLoader(_TrainStream(self), batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> DataLoader[Evaluation]:
-        """The held-out prompts, generated and judged."""
-        return DataLoader(_HeldoutStream(self), batch_size=None, num_workers=0)
+        """The held-out problems and benchmarks, generated and judged."""
+        return DataLoader(_EvaluationStream(self), batch_size=None, num_workers=0)
 
     def teardown(self, stage: str) -> None:
         """Keep the engine: fit and validate follow each other; the entry point closes it."""
@@ -364,29 +372,29 @@ class RolloutDataModule(LightningDataModule):
         self.module.ledger.add("rollout/overlong_penalty", penalties.sum(), penalties.numel())
         return rewards + penalties
 
-    # Held-out prompts
-    # ---------------------------------------------------------------------------------------------
+    # Held-out problems and benchmarks
+    # ------------------------------------------------------------------------------
 
-    def heldout(self) -> Iterator[Evaluation]:
-        """Yield the judged samples of the held-out prompts; the same draws at every evaluation."""
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Yield the judged samples of each benchmark; the same draws at every evaluation."""
         if self._ahead is not None:
             self._ahead.wait()  # the engine is busy with it
-        sampling = SamplingParams(
-            samples=self.evaluation.samples,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.evaluation.temperature,
-            top_p=self.evaluation.top_p,
-            seed=self.seed,
-            purpose="heldout",
+        for benchmark, prompts in zip(self.benchmarks, self._evaluated, strict=True):
+            yield self._evaluate(benchmark, prompts[self.fitting.global_rank :: self.fitting.world_size])
+
+    def _evaluate(self, benchmark: Benchmark, prompts: list[Prompt]) -> Evaluation:
+        sampling = benchmark.sampling(
+            self.evaluation, max_new_tokens=self.config.max_new_tokens, seed=self.seed
         )
-        prompts = self._heldout[self.fitting.global_rank :: self.fitting.world_size]
-        work = partial(self.source.generate, prompts, sampling, version=self.fitting.current_epoch)
+        source = RolloutSource(self.engine, benchmark.verifier)
+        work = partial(source.generate, prompts, sampling, version=self.fitting.current_epoch)
         generated = self._generate(work)
-        self._log_work(generated, "val", "time/heldout_s", "time/heldout_verify_s")
+        name = benchmark.name
+        self._log_work(generated, f"val/{name}", f"time/{name}_s", f"time/{name}_verify_s")
         verdicts = [verdict for _, verdict in generated.pairs]
         groups = [verdicts[i : i + sampling.samples] for i in range(0, len(verdicts), sampling.samples)]
-        yield Evaluation(
-            name="heldout",
+        return Evaluation(
+            name=name,
             # A rank may have none of the prompts.
             correct=torch.tensor([v.correct for v in verdicts], dtype=torch.bool).view(-1, sampling.samples),
             answers=[[verdict.answer for verdict in group] for group in groups],
@@ -438,14 +446,14 @@ class _TrainStream(IterableDataset[Batch]):
         yield from self.data.iteration(self.data.fitting.current_epoch)
 
 
-class _HeldoutStream(IterableDataset[Evaluation]):
+class _EvaluationStream(IterableDataset[Evaluation]):
     """Sized and lazy for the same reason."""
 
     def __init__(self, data: RolloutDataModule) -> None:
         self.data = data
 
     def __len__(self) -> int:
-        return 1
+        return len(self.data.benchmarks)
 
     def __iter__(self) -> Iterator[Evaluation]:
-        yield from self.data.heldout()
+        yield from self.data.evaluations()

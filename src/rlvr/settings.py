@@ -62,7 +62,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         no_numbers = ("old_logprobs", "mask_truncated")
         numbers = {name: value for name, value in vars(self).items() if name not in no_numbers}
-        require_numbers("data", optional="tokens_per_micro_batch", **numbers)
+        require_numbers("data", optional=("tokens_per_micro_batch",), **numbers)
         if not isinstance(self.mask_truncated, bool):
             raise ConfigError(
                 f"data.mask_truncated={self.mask_truncated}", "true or false", "data.mask_truncated=true"
@@ -141,24 +141,24 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How held-out prompts are scored; the ``evaluation`` node.
+    """How held-out problems and benchmarks are scored; the ``evaluation`` node.
 
     Args:
         every: iterations between two evaluations; the start and the end are always evaluated.
-        samples: responses a prompt.
-        num_prompts: how many held-out prompts, from the first; null is all of them.
+        samples: responses a problem; null is each benchmark's own number.
+        num_prompts: how many problems of each benchmark, from the first; null is all of them.
         temperature: 0 is greedy.
         top_p: smallest set of tokens with this probability to sample from; 1 is off.
     """
 
     every: int = 10
-    samples: int = 8
+    samples: int | None = 8
     num_prompts: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        require_numbers("evaluation", optional="num_prompts", **vars(self))
+        require_numbers("evaluation", optional=("samples", "num_prompts"), **vars(self))
         for name in ("every", "samples", "num_prompts"):
             value = getattr(self, name)
             if value is not None and value < 1:
