@@ -31,8 +31,8 @@ SMALL = (
 )
 """Four iterations of two updates on 16 responses: a second, but for the report."""
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["rlvr.run", "rlvr.train"])
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["rlvr.run", "rlvr.train"])
 
 
 class LeftError(Exception):
@@ -82,14 +82,12 @@ def train_only(folder: Path, *overrides: str, until: int | None = None) -> dict[
 def start(folder: Path, *overrides: str) -> ForkServerProcess:
     """``rlvr-train`` in a process of its own, with its output in ``folder``'s out.txt and err.txt."""
     folder.mkdir(parents=True, exist_ok=True)
-    process = _FORKSERVER.Process(
-        target=_entry, args=([*SMALL, f"hydra.run.dir={folder}", *overrides], folder)
-    )
+    process = FORKSERVER.Process(target=entry, args=([*SMALL, f"hydra.run.dir={folder}", *overrides], folder))
     process.start()
     return process
 
 
-def _entry(overrides: list[str], folder: Path) -> None:
+def entry(overrides: list[str], folder: Path) -> None:
     from rlvr.train import main
 
     for number, name in ((1, "out.txt"), (2, "err.txt")):

@@ -23,6 +23,7 @@ class Prompt:
         answer: the gold answer, as the verifier wants it.
         meta: whatever else the verifier or a report needs, plain data.
         token_ids: the prompt as the policy reads it, chat template included; empty until encoded.
+        system: system message for the chat template; the template's own where empty.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Prompt:
     answer: str
     meta: dict[str, Any] = field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
+    system: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from rlvr.advantages import overlong_penalty
 from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict, join
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
-from rlvr.keyed import generator
 from rlvr.losses import Totals
+from rlvr.minibatches import minibatch_rows
 from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.packing import micro_batches
@@ -28,6 +28,7 @@ from rlvr.prompts import PromptOrder, encode
 from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
 from rlvr.rollouts import Ahead, JudgedRollouts, RolloutSource
 from rlvr.settings import DataConfig, EvaluationConfig
+from rlvr.strategies import gathered
 from rlvr.tasks import Task
 from rlvr.verifiers import Verifier
 from rlvr.weight_sync import WeightSync
@@ -184,18 +185,27 @@ class RolloutDataModule(LightningDataModule):
 
     def _look_ahead(self, k: int) -> None:
         """Start to generate iteration ``k + 1``'s responses by iteration ``k``'s starting weights."""
+        failure: RunError | None = None
+        died = False
         try:
             self.sync()
         except EngineDiedError as error:
-            self._say_died(error)  # when the time for them has come
+            self._say_died(error)  # and start it again when the time for them has come
+            died = True
+        except RunError as error:
+            failure = error
+        self._fail_together(failure)
+        if died:
             return
         self._ahead = Ahead(k + 1, partial(self._rollouts, k + 1, version=k))
 
-    def _pending(self, k: int, saved: dict[str, Any]) -> JudgedRollouts | None:
+    def _pending(self, k: int, saved: list[dict[str, Any] | None]) -> JudgedRollouts | None:
         """What a checkpoint holds for iteration ``k``; None where this run would ask other prompts."""
+        if len(saved) != self.fitting.world_size or (mine := saved[self.fitting.global_rank]) is None:
+            return None
         prompts = self._order.of_iteration(k)
         spares = self._order.spares(k) if self.config.dynamic_sampling else []
-        return JudgedRollouts.of_plain(saved, prompts, spares, self.config.group_size)
+        return JudgedRollouts.of_plain(mine, prompts, spares, self.config.group_size)
 
     def _rollouts(self, k: int, version: int) -> JudgedRollouts:
         """Generate iteration ``k``'s responses by the engine's present weights."""
@@ -225,11 +235,8 @@ class RolloutDataModule(LightningDataModule):
         """
         failure: RunError | None = None
         while True:
-            state = torch.tensor([generated is None, failure is not None]).long()
-            missing, failed = self._sum(state).tolist()
-            if failed:
-                raise failure or RunError("the engine of another rank failed")
-            if not missing:
+            self._fail_together(failure)
+            if not self._sum(torch.tensor(generated is None).long()):
                 assert generated is not None
                 return generated
             try:
@@ -239,6 +246,11 @@ class RolloutDataModule(LightningDataModule):
                 self._say_died(error)
             except RunError as error:
                 failure = error
+
+    def _fail_together(self, failure: RunError | None) -> None:
+        """Leave with an error where any rank has one: alone, the others would wait for it."""
+        if self._sum(torch.tensor(failure is not None).long()):
+            raise failure or RunError("the engine of another rank failed")
 
     def _say_died(self, error: EngineDiedError) -> None:
         print(f"{error}; starting it again, and generating the prompts anew", file=sys.stderr, flush=True)
@@ -270,14 +282,12 @@ class RolloutDataModule(LightningDataModule):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """The responses generated ahead, and which weights they came from; empty without any.
-
-        Those of this rank: another rank that resumes from them generates its own anew.
-        """
-        generated = self._ahead.wait() if self._ahead is not None else None
-        if self._ahead is None or generated is None:
+        """The responses that every rank has generated ahead, and their iteration; empty without any."""
+        if not self.config.lookahead:
             return {}
-        return {"iteration": self._ahead.iteration, "rollouts": generated.plain()}
+        generated = self._ahead.wait() if self._ahead is not None else None
+        ranks = gathered(None if generated is None else generated.plain())
+        return {"iteration": self.fitting.current_epoch + 1, "rollouts": ranks} if any(ranks) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what :meth:`state_dict` returned until its iteration comes."""
@@ -287,7 +297,7 @@ class RolloutDataModule(LightningDataModule):
         """Hand the weights to the engine, and prove that it uses them: see :class:`WeightSync`."""
         with self.timed("time/weight_sync_s"):
             if self._sync is None:
-                self._sync = WeightSync(self.module.policy, self.engine)
+                self._sync = WeightSync(self.module.policy, self.engine, self.module.device)
             gap = self._sync()
         if gap is not None:
             self.module.ledger.add("rollout/sync_gap", gap)
@@ -301,8 +311,8 @@ class RolloutDataModule(LightningDataModule):
             micro = sequences.rows(part).to(self.module.device)
             with self._precision():
                 stats = policy.logprobs(micro, temperature=self.config.temperature)
-            logprobs.append(stats.logprobs.float().cpu())
-            entropies.append(stats.entropy.float().cpu())
+            logprobs.append(stats.logprobs.cpu())
+            entropies.append(stats.entropy.cpu())
             self.module.ledger.add("perf/padding_frac", *policy.padding(micro))
         return join(sequences.loss_mask, parts, logprobs), torch.cat(entropies)
 
@@ -326,16 +336,13 @@ class RolloutDataModule(LightningDataModule):
         return tuple(rows[torch.tensor(part, dtype=torch.long)] for part in parts)
 
     def _minibatches(self, whole: Batch, k: int) -> Iterator[Batch]:
-        """Split by rows into optimizer mini-batches, prompts in a keyed order, a new one every epoch."""
-        group = self.config.group_size
-        prompts = len(whole.advantages) // group
-        size = len(whole.advantages) // self.config.minibatches
-        for epoch in range(self.config.epochs):
-            key = (k, epoch, self.fitting.global_rank)
-            order = torch.from_numpy(generator(self.seed, "minibatches", *key).permutation(prompts))
-            rows = (order[:, None] * group + torch.arange(group)).flatten()
-            for begin in range(0, len(rows), size):
-                batch = whole.rows(rows[begin : begin + size])
+        """Split by rows into optimizer mini-batches, in a keyed order, a new one every epoch."""
+        config, fitting = self.config, self.fitting
+        for epoch in range(config.epochs):
+            for rows in minibatch_rows(
+                config, fitting.global_rank, fitting.world_size, (self.seed, k, epoch)
+            ):
+                batch = whole.rows(rows)
                 mask = batch.loss_mask
                 tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
                 yield replace(
@@ -380,7 +387,8 @@ class RolloutDataModule(LightningDataModule):
         groups = [verdicts[i : i + sampling.samples] for i in range(0, len(verdicts), sampling.samples)]
         yield Evaluation(
             name="heldout",
-            correct=torch.tensor([[verdict.correct for verdict in group] for group in groups]),
+            # A rank may have none of the prompts.
+            correct=torch.tensor([v.correct for v in verdicts], dtype=torch.bool).view(-1, sampling.samples),
             answers=[[verdict.answer for verdict in group] for group in groups],
         )
 

@@ -1,16 +1,18 @@
 """What cannot work together: refused in one line with the override that mends it, or warned of."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from rlvr.batch import IterationFacts
 from rlvr.callbacks import ClipScheduler
 from rlvr.clipping import ClipRange
 from rlvr.engines import RolloutEngine
+from rlvr.engines.transformers import TransformersEngine
 from rlvr.errors import ConfigError
 from rlvr.instantiate import build, plain
 from rlvr.losses import Aggregation, Loss, LossInputs, Needs, Totals, check_clip, name_of, needs_of
@@ -18,6 +20,7 @@ from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.regions import RegionAblation
 from rlvr.settings import DataConfig
+from rlvr.strategies import FSDP
 
 
 def clip_of(node: Any) -> tuple[ClipRange, ClipScheduler | None]:
@@ -140,6 +143,32 @@ def correction_of(cfg: DictConfig, sizes: DataConfig) -> Correction | None:
             "correction=token_truncation, or data.old_logprobs=engine",
         )
     return correction
+
+
+def check_ranks(trainer: Trainer, sizes: DataConfig, checkpoint: Path | None) -> None:
+    """Refuse an iteration that leaves a rank without a prompt, and shards for a policy in one piece."""
+    if checkpoint is not None and checkpoint.is_dir() and not isinstance(trainer.strategy, FSDP):
+        raise ConfigError(
+            f"ckpt_path={checkpoint}",
+            "a checkpoint in one file: this one is of shards",
+            "trainer=fsdp, on any number of ranks",
+        )
+    if sizes.num_prompts < trainer.world_size:
+        raise ConfigError(
+            f"data.num_prompts={sizes.num_prompts}",
+            f"a prompt for each of the {trainer.world_size} ranks",
+            f"data.num_prompts={trainer.world_size}",
+        )
+
+
+def refuse_shared_weights(trainer: Trainer, engine: RolloutEngine) -> None:
+    """Refuse to generate with weights of which a rank has a part only."""
+    if isinstance(trainer.strategy, FSDP) and isinstance(engine, TransformersEngine) and not engine.own_copy:
+        raise ConfigError(
+            "engine.own_copy=false beside trainer=fsdp",
+            "whole weights to generate with: each rank has a shard of them",
+            "engine.own_copy=true",
+        )
 
 
 def refuse_lookahead(sizes: DataConfig, engine: RolloutEngine) -> None:

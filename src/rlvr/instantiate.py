@@ -42,7 +42,11 @@ REFUSED_TRAINER_KEYS = {
     "callbacks": "+callbacks.NAME._target_=package.Class",
     "logger": "logger=tensorboard",
 }
-GIVEN = {"engine": {"policy"}, "trainer": {"callbacks", "logger"}}
+GIVEN = {
+    "policy": {"deferred"},
+    "engine": {"policy", "local_rank", "local_ranks"},
+    "trainer": {"callbacks", "logger"},
+}
 """Arguments that the entry point itself hands to a node's target."""
 
 
@@ -85,9 +89,10 @@ def build(cfg: DictConfig, path: str, **given: Any) -> Any:
     Args:
         cfg: the whole configuration.
         path: dotted, for instance ``callbacks.samples``.
-        given: further arguments.
+        given: further arguments, for targets that take them.
     """
     node = OmegaConf.select(cfg, path)
+    given = {name: value for name, value in given.items() if _takes(node, name)}
     try:
         return instantiate(node, _convert_="all", **given)
     except InstantiationException as error:
@@ -100,6 +105,14 @@ def build(cfg: DictConfig, path: str, **given: Any) -> Any:
             message = " ".join(str(cause).split())
             raise ConfigError(f"{path}", f"other values ({message})", f"{path}.KEY=VALUE") from error
         raise
+
+
+def _takes(node: Any, name: str) -> bool:
+    try:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+    except (ValueError, TypeError):
+        return True
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

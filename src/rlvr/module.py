@@ -1,7 +1,8 @@
 """The Lightning module: one policy, one clip range, one update a mini-batch."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from rlvr.losses.selection import count_of, select, token_covariance
 from rlvr.metrics import MajAtK, MeanAtK, PassAtK
 from rlvr.policy import Policy
 from rlvr.regions import RegionAblation
+from rlvr.sharding import full_tensor, is_sharded, shard
+from rlvr.strategies import FSDP, gathered
 
 
 class RLVRModule(LightningModule):
@@ -72,6 +75,12 @@ class RLVRModule(LightningModule):
         self._reference = (_frozen(policy),) if algorithm.kl_coef > 0 else ()
 
     @property
+    def device(self) -> torch.device:
+        """Where this rank computes; offloaded parameters wait elsewhere."""
+        device: torch.device = super().device if self._trainer is None else self.trainer.strategy.root_device
+        return device
+
+    @property
     def clip_range(self) -> ClipRange:
         """The thresholds of this iteration."""
         return self._clip_range
@@ -106,9 +115,24 @@ class RLVRModule(LightningModule):
         schedule = self.algorithm.learning_rate(optimizer, (self.trainer.max_epochs or 0) * self.updates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_model(self) -> None:
+        """Shard the policy, and a reference, where the strategy says so: before the optimizer is made."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP) or is_sharded(self.policy):
+            return
+        half = "bf16" in str(self.trainer.precision)
+        for policy in (self.policy, *self._reference):
+            shard(
+                policy,
+                strategy.device_mesh["data_parallel"],
+                strategy.root_device,
+                compute_dtype=torch.bfloat16 if half else None,
+                offload=strategy.offload,
+            )
+
     def on_fit_start(self) -> None:
         """Bring the reference to the device."""
-        if self.reference is not None:
+        if self.reference is not None and not is_sharded(self.reference):
             self.reference.to(self.device)
 
     def on_train_epoch_start(self) -> None:
@@ -127,11 +151,20 @@ class RLVRModule(LightningModule):
         schedule: Any = self.lr_schedulers()
         if isinstance(self.algorithm.loss, SelectingLoss):
             batch = replace(batch, selected=self._select(self.algorithm.loss, batch, update=batch_idx))
-        losses, tokens = zip(*map(self._micro_step, batch.micro_batches()), strict=True)
+        losses, tokens = [], []
+        micro_batches = list(batch.micro_batches())
+        for number, micro in enumerate(micro_batches, start=1):
+            with self._reduce_gradients(number == len(micro_batches)):
+                loss, values = self._micro_step(micro)
+            losses.append(loss)
+            tokens.append(values)
         outputs = {key: batch.join([part[key] for part in tokens]) for key in tokens[0]}
         outputs |= {"loss": torch.stack(losses).sum(), "mask": batch.loss_mask}
         lr = optimizer.param_groups[0]["lr"]
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.algorithm.gradient_clip or torch.inf)
+        norm = full_tensor(
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.algorithm.gradient_clip or torch.inf),
+            self.device,
+        )
         finite = self._all_ranks(torch.isfinite(norm) & torch.isfinite(outputs["loss"]))
         if finite:
             optimizer.step()
@@ -179,7 +212,7 @@ class RLVRModule(LightningModule):
             loss.scores(inputs, covariance),
             draws,
             count_of(loss.fraction, batch.totals.tokens),
-            lambda values: strategy.all_gather(values).flatten(),
+            lambda values: torch.cat(gathered(values.cpu())).to(values.device),
         )
         return torch.zeros_like(mask).masked_scatter(mask, chosen)
 
@@ -227,7 +260,8 @@ class RLVRModule(LightningModule):
             temperature=self.temperature,
             first=sequence_means if by_sequence else None,
         )
-        self.manual_backward(loss)
+        # Each rank's loss is a part of one sum, and strategies average gradients.
+        self.manual_backward(loss * self.trainer.world_size)
         self.ledger.add("perf/padding_frac", *self.policy.padding(batch.sequences))
         extras["grad_logprobs"] = -extras.pop("dloss_dlogprobs")
         return loss.detach(), {**stats._asdict(), **extras}
@@ -268,6 +302,13 @@ class RLVRModule(LightningModule):
         if finite:
             self.ledger.add("train/grad_norm", norm)
 
+    @contextmanager
+    def _reduce_gradients(self, now: bool) -> Iterator[None]:
+        """Reduce gradients over the ranks in the body's backward passes, or keep them for a later one."""
+        blocked = getattr(self.trainer.strategy, "block_backward_sync", None)
+        with nullcontext() if now or blocked is None else blocked():
+            yield
+
     def _all_ranks(self, flag: Tensor) -> bool:
         """Whether ``flag`` holds on every rank."""
         agreed = self.trainer.strategy.reduce(flag.float(), reduce_op="sum")
@@ -298,7 +339,7 @@ class RLVRModule(LightningModule):
             "ledger": self.ledger.state_dict(),
             "skipped": self.skipped,
             "policy_path": self.policy.source,
-            "policy_dtype": str(next(self.policy.parameters()).dtype).removeprefix("torch."),
+            "policy_dtype": str(self.policy.dtype).removeprefix("torch."),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

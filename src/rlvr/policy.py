@@ -1,13 +1,14 @@
 """The policy: a causal language model, read through a fused head that never holds all its logits."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlvr.attention import PACKED_SDPA
 from rlvr.batch import Sequences
@@ -17,8 +18,8 @@ from rlvr.logprobs import Objective, TokenStats, token_objective, token_stats
 TINY = Path(__file__).parent / "assets" / "tiny"
 """The embedded base policy, in Hugging Face format."""
 
-_HEAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-_PACKING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+_HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
+_PACKING_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest mean gap of hidden states between packed and padded rows, as a share of their mean size."""
 
 
@@ -27,14 +28,20 @@ class Policy(nn.Module):
 
     Args:
         path: hub id, folder or ``.gguf`` file; None is the embedded base policy.
-        dtype: of the weights, ``float32`` or ``bfloat16``. Train with float32 weights: in bfloat16 an update
-            of 1e-6 is lost to rounding; bf16 arithmetic is ``trainer.precision=bf16-mixed``.
+        dtype: of the weights, ``float32``, ``bfloat16`` or ``float64``. Train with float32 weights: in
+            bfloat16 an update of 1e-6 is lost to rounding; bf16 arithmetic is
+            ``trainer.precision=bf16-mixed``.
         attention: attention implementation of transformers, such as ``sdpa`` or ``flash_attention_2``.
         packing: compute sequences one after the other in a single row, each seeing itself alone, instead of
             padding them to one length; the same numbers without the padding's work. None: where the model
             can, which takes ``sdpa`` or ``flash_attention_*``.
         activation_checkpointing: recompute each layer in the backward pass instead of storing it.
         chunk_size: tokens whose logits are held at one time.
+        deferred: make the model without its weights, on the meta device; :func:`rlvr.sharding.shard` loads
+            them.
+
+    Attributes:
+        compute_dtype: what the weights are gathered as where they are sharded; None: their own.
 
     Raises:
         ConfigError: where there is no such model, its logits are not hidden states times a head, or it is to
@@ -50,10 +57,11 @@ class Policy(nn.Module):
         packing: bool | None = None,
         activation_checkpointing: bool = False,
         chunk_size: int = 128,
+        deferred: bool = False,
     ) -> None:
         super().__init__()
-        if dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"policy.dtype={dtype}", "float32 or bfloat16", "policy.dtype=float32")
+        if dtype not in ("float32", "bfloat16", "float64"):
+            raise ConfigError(f"policy.dtype={dtype}", "float32, bfloat16 or float64", "policy.dtype=float32")
         if not (packing is None or isinstance(packing, bool)):
             raise ConfigError(f"policy.packing={packing}", "true, false or null", "policy.packing=null")
         flash = attention.startswith("flash_attention")
@@ -69,7 +77,9 @@ class Policy(nn.Module):
         self.chunk_size = chunk_size
         self.model: Any
         self.tokenizer: Any
-        self.model, self.tokenizer = _load(self.path, getattr(torch, dtype), attention)
+        self.compute_dtype: torch.dtype | None = None
+        self._as_read = (self.path, getattr(torch, dtype), attention)
+        self.model, self.tokenizer = _load(*self._as_read, empty=deferred)
         # Old and new log-probs must come from one function of the weights: no dropout anywhere.
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
@@ -84,16 +94,16 @@ class Policy(nn.Module):
             # The checks run where the model is loaded, on the CPU, and flash attention does not.
             self.model.set_attn_implementation(PACKED_SDPA)
         self._check_tokenizer()
-        self._check_head()
-        self.packing = packing is not False and (flash or attention == "sdpa") and self._keeps_apart()
-        if packing and not self.packing:
-            raise ConfigError(
-                f"policy.packing=true beside policy.path={self.path}",
-                "a model whose tokens meet in attention alone: this one carries other states along",
-                "policy.packing=null",
-            )
-        if flash:
-            self.model.set_attn_implementation(attention)
+        self._packing, self._flash = packing, attention if flash else None
+        self.packing = False
+        if not deferred:
+            self.check(torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = next(self.parameters()).dtype
+        return dtype
 
     @property
     def pad_id(self) -> int:
@@ -113,6 +123,24 @@ class Policy(nn.Module):
     def max_length(self) -> int:
         """Longest prompt and response together that the model takes, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    def check(self, device: torch.device) -> None:
+        """Refuse a model that the fused head, or packing where it is wanted, would change; needs the weights.
+
+        Raises:
+            ConfigError: for such a model.
+        """
+        self._check_head(device)
+        packs = self.model.config._attn_implementation == PACKED_SDPA
+        self.packing = packs and self._keeps_apart(device)
+        if self._packing and not self.packing:
+            raise ConfigError(
+                f"policy.packing=true beside policy.path={self.path}",
+                "a model whose tokens meet in attention alone: this one carries other states along",
+                "policy.packing=null",
+            )
+        if self._flash is not None:
+            self.model.set_attn_implementation(self._flash)
 
     def logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> TokenStats:
         """Log-prob, entropy and eq. 5 moments of the response tokens.
@@ -165,6 +193,11 @@ class Policy(nn.Module):
             chunk_size=self.chunk_size,
         )
 
+    def read(self) -> nn.Module:
+        """The model with the weights that ``path`` holds, apart from this policy."""
+        model: nn.Module = _load(*self._as_read)[0]
+        return model
+
     def padding(self, sequences: Sequences) -> tuple[Tensor, int]:
         """How many of the tokens that a forward pass computes are padding, and how many it computes."""
         real = sequences.attention_mask.sum()
@@ -173,13 +206,16 @@ class Policy(nn.Module):
         return sequences.attention_mask.numel() - real, sequences.attention_mask.numel()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Stream ``(name, full tensor)`` under the model's own names, tied weights once."""
+        """Stream ``(name, weight)`` under the model's own names, tied weights once; shards where sharded."""
         for name, parameter in self.model.named_parameters():
             yield name, parameter.detach()
 
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+        ``weights`` are full tensors by the model's own names, where its own are sharded.
+        """
+        self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     def _head_inputs(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -244,9 +280,9 @@ class Policy(nn.Module):
             )
 
     @torch.no_grad()
-    def _check_head(self) -> None:
+    def _check_head(self, device: torch.device) -> None:
         """Refuse models that scale or cap their logits: the fused head would train another policy."""
-        ids = torch.arange(8)[None] % self.model.config.get_text_config().vocab_size
+        ids = torch.arange(8, device=device)[None] % self.model.config.get_text_config().vocab_size
         logits = self.model(input_ids=ids).logits.float()
         weight, bias = self._head()
         ours = nn.functional.linear(self._hidden(ids, torch.ones_like(ids)), weight, bias).float()
@@ -261,21 +297,22 @@ class Policy(nn.Module):
             )
 
     @torch.no_grad()
-    def _keeps_apart(self) -> bool:
+    def _keeps_apart(self, device: torch.device) -> bool:
         """Whether packed sequences do not see each other: others than attention may carry a state along."""
-        ids = torch.arange(16).view(2, 8) % self.model.config.get_text_config().vocab_size
+        ids = torch.arange(16, device=device).view(2, 8) % self.model.config.get_text_config().vocab_size
         attended = torch.ones_like(ids, dtype=torch.bool)
         attended[0, :3] = False
         try:
             packed = self._packed_hidden(ids, attended).float()
         except TypeError:  # a model that hands nothing on to its attention
             return False
-        padded = self._hidden(ids, attended)[attended].float()
-        gap = (packed - padded).abs().mean() / padded.abs().mean()
-        return bool(gap <= _PACKING_TOLERANCE[next(self.parameters()).dtype])
+        padded = self._hidden(ids, attended)[attended]
+        gap = (packed - padded.float()).abs().mean() / padded.float().abs().mean()
+        return bool(gap <= _PACKING_TOLERANCE[padded.dtype])
 
 
-def _load(path: str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
+def _load(path: str, dtype: torch.dtype, attention: str, *, empty: bool = False) -> tuple[Any, Any]:
+    """Model and tokenizer; ``empty``: the model on the meta device, as its configuration says."""
     source = Path(path)
     gguf = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
     place = str(source.parent) if gguf else path
@@ -285,9 +322,16 @@ def _load(path: str, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     model: Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, attn_implementation=attention, **gguf
-        )
+        if empty:
+            config = AutoConfig.from_pretrained(place, **gguf)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            with suppress(OSError):  # few folders lack it; the configuration has given one then
+                model.generation_config = GenerationConfig.from_pretrained(place)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, attn_implementation=attention, **gguf
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -88,5 +88,6 @@ def _token_ids(prompt: Prompt, policy: Policy, chat: bool) -> tuple[int, ...]:
     tokenizer = policy.tokenizer
     if not chat:
         return tuple(tokenizer.encode(prompt.text))
-    messages = [{"role": "user", "content": prompt.text}]
+    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    messages.append({"role": "user", "content": prompt.text})
     return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

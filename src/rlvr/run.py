@@ -23,20 +23,24 @@ from rlvr.callbacks import (
     Checkpoints,
     ClipScheduler,
     EntropyRegions,
+    RankWatch,
     RunRecord,
     Samples,
     StopRequest,
 )
+from rlvr.callbacks.checkpoints import facts_of
 from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError, RunError
 from rlvr.guards import (
     check_loss,
+    check_ranks,
     clip_of,
     correction_of,
     one_writer,
     powerless,
     refuse_lookahead,
+    refuse_shared_weights,
     regions_of,
     rehearse,
 )
@@ -44,6 +48,8 @@ from rlvr.instantiate import build, check, plain
 from rlvr.losses import name_of, needs_of
 from rlvr.module import RLVRModule
 from rlvr.settings import DataConfig, EvaluationConfig
+from rlvr.sharding import save
+from rlvr.strategies import FSDP
 from rlvr.verifiers import AsyncVerifier
 
 SIDES = ("lower", "upper")
@@ -79,14 +85,44 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     loss_warnings = check_loss(algorithm.loss, clip_range, scheduler, regions)
     callbacks: list[Callback] = [build(cfg, f"callbacks.{name}") for name in cfg.callbacks or {}]
     one_writer(scheduler, callbacks)
+    stop = StopRequest()
+    checkpoints = Checkpoints(
+        folder, every=cfg.checkpoint.every, keep_every=cfg.checkpoint.keep_every, stop=stop
+    )
+    for callback in callbacks:
+        if isinstance(callback, Samples):
+            callback.folder = folder
+    schedulers = [] if scheduler is None else [scheduler]
+    watch = RankWatch()
+    record = RunRecord(folder, name=os.environ.get("RLVR_RUN_NAME", ""))
+    trainer: Trainer = build(
+        cfg,
+        "trainer",
+        callbacks=[*schedulers, *callbacks, record, checkpoints, watch],
+        logger=_logger(cfg, checkpoint),
+        default_root_dir=str(folder),
+        plugins=[AtomicCheckpointIO()],
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        check_val_every_n_epoch=evaluation.every,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    check_ranks(trainer, sizes, checkpoint)
     task = build(cfg, "task")
     verifier = build(cfg, "verifier")
 
     if cfg.threads is not None or cfg.policy.path is None:
         # A model of the embedded one's size runs fastest on one thread.
         torch.set_num_threads(cfg.threads or 1)
-    policy = build(cfg, "policy")
-    engine = build(cfg, "engine", policy=policy)
+    elif trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        torch.set_num_threads(max((os.cpu_count() or 1) // trainer.num_devices, 1))
+    policy = build(cfg, "policy", deferred=isinstance(trainer.strategy, FSDP))
+    engine = build(
+        cfg, "engine", policy=policy, local_rank=trainer.local_rank, local_ranks=trainer.num_devices
+    )
+    refuse_shared_weights(trainer, engine)
     refuse_lookahead(sizes, engine)
     module = RLVRModule(
         policy,
@@ -98,29 +134,6 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         seed=cfg.seed,
     )
     data = RolloutDataModule(task, engine, verifier, sizes, evaluation, correction=correction, seed=cfg.seed)
-    stop = StopRequest()
-    checkpoints = Checkpoints(
-        folder, every=cfg.checkpoint.every, keep_every=cfg.checkpoint.keep_every, stop=stop
-    )
-    for callback in callbacks:
-        if isinstance(callback, Samples):
-            callback.folder = folder
-    schedulers = [] if scheduler is None else [scheduler]
-    record = RunRecord(folder, name=os.environ.get("RLVR_RUN_NAME", ""))
-    trainer: Trainer = build(
-        cfg,
-        "trainer",
-        callbacks=[*schedulers, *callbacks, record, checkpoints],
-        logger=_logger(cfg, checkpoint),
-        default_root_dir=str(folder),
-        plugins=[AtomicCheckpointIO()],
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        check_val_every_n_epoch=evaluation.every,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
     objective = effective_objective(module, scheduler, data, int(cfg.trainer.max_epochs))
     objective += "".join(f", {each}" for each in callbacks if isinstance(each, AdaptiveEntropyCoef))
     if trainer.is_global_zero:
@@ -130,26 +143,38 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     try:
         if checkpoint is None:
             trainer.validate(module, data, verbose=False)
-        try:
-            trainer.fit(
-                module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
-            )
-        except SystemExit:  # Lightning's way to leave at an interrupt, which is our second signal
-            if stop.signal is None:
-                raise
-            print(f"stopped at once: {Signals(stop.signal).name}; ckpt_path=auto continues", flush=True)
-            return 128 + stop.signal
+        trainer.fit(
+            module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
+        )
         complete = stop.signal is None and checkpoints.stop_reason is None and module.ledger.rows
         if complete and not any(key.startswith("val/") for key in module.ledger.rows[-1]):
             trainer.validate(module, data, verbose=False)
+        if complete and cfg.export:
+            save(policy, folder / "policy", module.device)
+    except SystemExit:  # Lightning's way to leave at an interrupt, which is our second signal
+        if stop.signal is None:
+            raise
+        print(f"stopped at once: {Signals(stop.signal).name}; ckpt_path=auto continues", flush=True)
+        return 128 + stop.signal
     except RunError as error:
         checkpoints.stop_reason = str(error)
+    except RuntimeError as error:
+        cause = watch.explain(error)
+        if cause is error:
+            raise
+        if not trainer.is_global_zero:
+            print(f"rank {trainer.global_rank} stopped: {cause}", file=sys.stderr, flush=True)
+            return 3
+        checkpoints.stop_reason = str(cause)
     finally:
         engine.close()
         if isinstance(verifier, AsyncVerifier):
             verifier.close()
-    if trainer.is_global_zero:
-        finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    if not trainer.is_global_zero:
+        return 0  # rank 0 says how the run ended
+    finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)
     if checkpoints.stop_reason is not None:
         saved = f"saved in {checkpoints.last}; ckpt_path=last continues"
         if not checkpoints.last.exists():
@@ -197,7 +222,7 @@ def finish(
     overrides: list[str],
     stop_reason: str | None,
 ) -> None:
-    """Write ``summary.json`` and ``report/``, and the policy where the run has come to its end."""
+    """Write ``summary.json`` and ``report/``."""
     from matplotlib.image import imread  # slow to import, and not needed before
 
     from rlvr.report import fit_reward, write_report
@@ -250,8 +275,6 @@ def finish(
             for picture in pictures:
                 image = imread(picture)[..., :3]
                 logger.experiment.add_image(f"report/{picture.stem}", image, len(rows), dataformats="HWC")
-    if cfg.export and stop_reason is None:
-        module.policy.save(folder / "policy")
     print(f"run folder: {folder}", flush=True)
 
 
@@ -268,7 +291,7 @@ def _checkpoint(wanted: str | None, folder: Path) -> Path | None:
     if wanted == "auto":
         return last if last.exists() else None
     path = last if wanted == "last" else Path(wanted)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"ckpt_path={wanted}",
             f"a checkpoint at {path}",
@@ -283,14 +306,15 @@ def _logger(cfg: DictConfig, checkpoint: Path | None) -> Logger | bool:
     logger: Logger = build(cfg, "logger")
     if checkpoint is not None and isinstance(logger, TensorBoardLogger):
         # What the killed run logged after its last checkpoint is logged again.
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        state = facts_of(checkpoint)
         logger._kwargs["purge_step"] = len(state["rlvr"]["ledger"]["rows"])
     return logger
 
 
 def _quiet() -> None:
     """Silence what Lightning says about its defaults; what matters is in the objective line."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()
     for message in (
         # The stream has to be sized, see data.py.

@@ -7,6 +7,7 @@ from rlvr.batch import Sequences
 from rlvr.engines import PROBE_LENGTH, RolloutEngine
 from rlvr.errors import RunError
 from rlvr.policy import Policy
+from rlvr.sharding import full_weights
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """Largest mean gap of the probe's log-probs between engine and trainer by the coarser dtype, nats."""
@@ -24,13 +25,15 @@ class WeightSync:
     at the sync before. The trainer scores without autocast: this is about weights.
 
     Args:
-        policy: the trainer's.
+        policy: the trainer's, sharded or not; with a sharded one every rank calls this, and all leave it.
         engine: the rollout engine.
+        device: that the policy computes on; None: where its weights are.
     """
 
-    def __init__(self, policy: Policy, engine: RolloutEngine) -> None:
+    def __init__(self, policy: Policy, engine: RolloutEngine, device: torch.device | None = None) -> None:
         self.policy, self.engine = policy, engine
-        dtypes = (next(policy.parameters()).dtype, engine.dtype)
+        self._device = device
+        dtypes = (policy.dtype, policy.compute_dtype, engine.dtype)
         self._dtype = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
         self._before: Tensor | None = None
         vocabulary = policy.model.config.get_text_config().vocab_size
@@ -48,11 +51,19 @@ class WeightSync:
             RunError: where it generates with other weights than the trainer's.
             EngineDiedError: where it is gone.
         """
-        self.engine.load_weights(self.policy.named_weights())
+        device = self._device or next(self.policy.parameters()).device
+        # Before anything can fail here: where the weights are sharded, every rank takes part in both.
+        ours = self._ours(device)
+        weights = full_weights(self.policy, device)
+        try:
+            self.engine.load_weights(weights)
+        finally:
+            for _ in weights:
+                pass
         scores = self.engine.score(self._probe)
         if scores is None:
             return None
-        theirs, ours = torch.tensor(scores), self._ours()
+        theirs = torch.tensor(scores)
         gap = (ours - theirs).abs().mean().item()
         if not gap <= TOLERANCE[self._dtype]:
             raise RunError(
@@ -70,10 +81,9 @@ class WeightSync:
         return gap
 
     @torch.no_grad()
-    def _ours(self) -> Tensor:
+    def _ours(self, device: torch.device) -> Tensor:
         ids = torch.tensor([self._probe])
         everything = torch.ones_like(ids, dtype=torch.bool)
         sequences = Sequences(ids, everything, everything[:, 1:])
-        device = next(self.policy.parameters()).device
         with torch.autocast(device.type, enabled=False):
             return self.policy.logprobs(sequences.to(device)).logprobs.float().cpu()

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from rlvr.module import RLVRModule
+from rlvr.strategies import gathered
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,6 +40,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and optimizer state: a file, or a folder of shards."""
+    path = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
+    facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return facts
 
 
 class StopRequest:
@@ -92,8 +101,10 @@ class Checkpoints(Checkpoint):
         assert isinstance(pl_module, RLVRModule)
         done = trainer.current_epoch + 1
         limit = pl_module.algorithm.max_skipped
-        if self.stop.signal is not None:
-            self.stop_reason = signal.Signals(self.stop.signal).name
+        asked = next((number for number in gathered(self.stop.signal) if number is not None), None)
+        if asked is not None:
+            self.stop.signal = asked  # perhaps of another rank alone
+            self.stop_reason = signal.Signals(asked).name
         elif pl_module.skipped >= limit:
             self.stop_reason = (
                 f"{pl_module.skipped} updates had a loss or gradient that is not finite, expected fewer than "
@@ -102,6 +113,14 @@ class Checkpoints(Checkpoint):
         if self.stop_reason:
             trainer.should_stop = True
         if trainer.should_stop or done % self.every == 0 or done == trainer.max_epochs:
-            trainer.save_checkpoint(self.last)
+            self._save(trainer, self.last)
         if self.keep_every and done % self.keep_every == 0:
-            trainer.save_checkpoint(self.folder / f"iteration-{done}.ckpt")
+            self._save(trainer, self.folder / f"iteration-{done}.ckpt")
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        """Save; the seconds stand in the next iteration's row, for this one's is in the checkpoint."""
+        begin = time.perf_counter()
+        trainer.save_checkpoint(path)
+        module = trainer.lightning_module
+        assert isinstance(module, RLVRModule)
+        module.ledger.add("time/checkpoint_s", time.perf_counter() - begin)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlvr.batch import Batch, Sequences
 from rlvr.module import RLVRModule
+from rlvr.sharding import is_sharded, local
 
 
 class EntropyProbe(Callback):
@@ -45,9 +46,14 @@ class EntropyProbe(Callback):
             return
         parameters = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
         entropy = self._entropy(trainer, pl_module)
-        gradients = torch.autograd.grad(entropy, parameters)
-        before = [parameter.detach().clone() for parameter in parameters]
-        self._before = entropy.item(), list(gradients), before
+        if is_sharded(pl_module.policy):
+            entropy.backward()  # through its hooks, which average over the ranks and leave shards
+            gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            pl_module.zero_grad(set_to_none=True)
+        else:
+            gradients = list(torch.autograd.grad(entropy, parameters))
+        before = [local(parameter.detach()).clone() for parameter in parameters]
+        self._before = entropy.item(), gradients, before
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -60,12 +66,14 @@ class EntropyProbe(Callback):
         self._before = None
         parameters = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
         products = [
-            (gradient * (parameter.detach() - old)).sum(dtype=torch.float64)
+            (gradient * (local(parameter.detach()) - old)).sum(dtype=torch.float64)
             for gradient, parameter, old in zip(gradients, parameters, before, strict=True)
         ]
         with torch.no_grad():
             change = self._entropy(trainer, pl_module).item() - entropy
-        pl_module.ledger.add("probe/predicted_change", torch.stack(products).sum())
+        # Of shards the ranks' sums add up; of replicas they are means already.
+        parts = trainer.world_size if is_sharded(pl_module.policy) else 1
+        pl_module.ledger.add("probe/predicted_change", parts * torch.stack(products).sum())
         pl_module.ledger.add("probe/measured_change", change)
         pl_module.ledger.add("probe/entropy", entropy)
 
@@ -73,7 +81,9 @@ class EntropyProbe(Callback):
         assert self._probe is not None
         with trainer.precision_plugin.forward_context():
             stats = module.policy.logprobs(self._probe.to(module.device), temperature=module.temperature)
-        return stats.entropy.mean()
+        # The ranks' mean is then the mean over the tokens of all ranks.
+        tokens = trainer.strategy.reduce(torch.tensor(float(len(stats.entropy))), reduce_op="sum")
+        return stats.entropy.sum() * (trainer.world_size / tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The probe's tokens."""

@@ -32,7 +32,10 @@ class TransformersEngine:
     def __init__(self, policy: Policy, *, own_copy: bool = False, max_num_seqs: int = 256) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"engine.max_num_seqs={max_num_seqs} must be at least 1")
-        self.model = copy.deepcopy(policy.model).eval() if own_copy else policy.model
+        self.model = policy.model
+        if own_copy:
+            meta = next(policy.parameters()).is_meta
+            self.model = (policy.read() if meta else copy.deepcopy(policy.model)).eval()
         self.own_copy = self.concurrent = own_copy
         self.dtype: torch.dtype | None = self.model.dtype if own_copy else None
         self.max_num_seqs = max_num_seqs
@@ -45,6 +48,8 @@ class TransformersEngine:
             return
         ours = dict(self.model.named_parameters())
         for name, tensor in weights:
+            if tensor.device != self.model.device:
+                self.model.to(tensor.device)  # in place: the parameters remain themselves
             ours.pop(name).copy_(tensor)
         if ours:
             raise RuntimeError(

@@ -25,10 +25,10 @@ CPU_KV_CACHE_GIB = 1.0
 class VllmEngine:
     """Samples with vLLM: every response a request of its own seed, prompts shared through the prefix cache.
 
-    On a CPU, or with a ``device`` of its own, vLLM runs in its own process, in a session of its own (Ctrl-C
-    reaches the trainer alone), which dies with the trainer. On the trainer's GPU it runs in the trainer's
-    process and sleeps between generations: weights wake, are synced, then the KV cache wakes; this class is
-    the only owner of that order.
+    On a CPU, with a ``device`` of its own, or beside other ranks, vLLM runs in its own process, in a session
+    of its own (Ctrl-C reaches the trainer alone), which dies with the trainer. A lone trainer's GPU it shares
+    in the trainer's process. On a shared GPU it sleeps between generations: weights wake, are synced, then
+    the KV cache wakes; this class is the only owner of that order.
 
     The engine starts while the trainer loads, and reads no weights: the first sync brings them.
 
@@ -38,8 +38,8 @@ class VllmEngine:
         max_new_tokens: longest response.
         max_num_seqs: responses generated at one time.
         dtype: of the engine, ``float32`` or ``bfloat16``.
-        device: ``cuda:N`` for a GPU of its own, as the trainer counts them; None: the trainer's GPU, or the
-            CPU, by what the installed vLLM is built for.
+        device: ``cuda:N`` for a GPU of its own, as the trainer counts them, and as many after it as there are
+            ranks on the node; None: the trainer's GPU, or the CPU, by what the installed vLLM is built for.
         tensor_parallel_size: devices that share each layer.
         memory_share: of a GPU's memory, for weights and KV cache.
         kv_cache_gib: of the KV cache; None: 1 on a CPU, else what ``memory_share`` leaves.
@@ -49,6 +49,8 @@ class VllmEngine:
         timeout_s: longest silence, in seconds, before the engine counts as dead.
         max_restarts: how often a dead engine is started again.
         options: further arguments of vLLM's ``EngineArgs``.
+        local_rank: of the trainer on its node.
+        local_ranks: trainers on the node.
 
     Raises:
         ConfigError: where vLLM is not installed, a value is out of range, or (at the first sync) it does not
@@ -75,6 +77,8 @@ class VllmEngine:
         timeout_s: float = 600.0,
         max_restarts: int = 2,
         options: dict[str, Any] | None = None,
+        local_rank: int = 0,
+        local_ranks: int = 1,
     ) -> None:
         self.on_cpu = _built_for_cpu()
         if dtype not in ("float32", "bfloat16"):
@@ -104,7 +108,10 @@ class VllmEngine:
         self.tokenizer, self.stop_ids = policy.tokenizer, policy.stop_ids
         self.dtype: torch.dtype | None = getattr(torch, dtype)
         self.max_restarts, self.timeout_s, self.threads = max_restarts, timeout_s, threads
-        self.device = device
+        self._gpus = ""
+        if not self.on_cpu:
+            first = local_rank if device is None else int(device[5:]) + local_rank * tensor_parallel_size
+            self._gpus = _visible(first, tensor_parallel_size)
         self._restarts = 0
         self._folder = tempfile.TemporaryDirectory(prefix="rlvr-vllm-")
         policy.model.config.save_pretrained(self._folder.name)
@@ -112,6 +119,8 @@ class VllmEngine:
             kv_cache_gib = CPU_KV_CACHE_GIB
         shared = not self.on_cpu and device is None
         self.concurrent = not shared
+        # vLLM in the trainer's process would take the ranks' process group for its own.
+        in_process = shared and local_ranks == 1
         self._settings = ServerSettings(
             model=self._folder.name,
             dtype=dtype,
@@ -125,7 +134,7 @@ class VllmEngine:
             worker=self.WORKER,
             options=options or {},
         )
-        self._server: VllmServer | EngineProcess | None = None if shared else self._process()
+        self._server: VllmServer | EngineProcess | None = None if in_process else self._process()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Send the weights over, tensor by tensor; prefixes computed with the old ones are forgotten."""
@@ -213,8 +222,8 @@ class VllmEngine:
             if self._settings.tensor_parallel_size > 1:
                 # Bound by itself, vLLM wants a NUMA node for every worker.
                 environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        if self.device is not None and not self.on_cpu:
-            environment["CUDA_VISIBLE_DEVICES"] = _visible(self.device, self._settings.tensor_parallel_size)
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus
         return EngineProcess(self._settings, environment, self.dtype, self.timeout_s)
 
 
@@ -229,16 +238,15 @@ def _built_for_cpu() -> bool:
     return any(Distribution.discover(name="vllm-cpu")) or version("vllm").endswith("+cpu")
 
 
-def _visible(device: str, count: int) -> str:
-    """``CUDA_VISIBLE_DEVICES`` of ``count`` devices from ``cuda:N`` on, N as the trainer counts them."""
-    first = int(device.removeprefix("cuda:"))
+def _visible(first: int, count: int) -> str:
+    """``CUDA_VISIBLE_DEVICES`` of ``count`` devices from ``cuda:first`` on, as the trainer counts them."""
     ours = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = ours.split(",") if ours else [str(i) for i in range(torch.cuda.device_count())]
     if first + count > len(names):
         raise ConfigError(
-            f"engine.device={device} engine.tensor_parallel_size={count}",
+            f"engine.tensor_parallel_size={count} from cuda:{first} on",
             f"some of the {len(names)} devices that the trainer sees",
-            f"engine.device=cuda:{max(len(names) - count, 0)}",
+            "engine.device=cuda:N, fewer trainer.devices, or engine=vllm_shared",
         )
     return ",".join(names[first : first + count])
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -66,7 +66,7 @@ class EngineProcess:
                 stderr=descriptor,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": paths, **environment},
+                env={**_without_ranks(os.environ), "PYTHONPATH": paths, **environment},
             )
         finally:
             theirs.close()
@@ -162,6 +162,12 @@ class EngineProcess:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         reason = " ".join(reason.split())
         return EngineDiedError(f"vLLM's process {self.pid}: {reason} ({how}; log: {self.log})")
+
+
+def _without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """What does not speak of the trainer's ranks, for vLLM has ranks of its own."""
+    ours = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_")
+    return {k: v for k, v in environment.items() if not k.startswith((*ours, "TORCHELASTIC_"))}
 
 
 def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:

@@ -1,83 +1,100 @@
-"""Problems from a JSONL file or the Hugging Face hub."""
+"""Problems from a file or the Hugging Face hub: each of them once, split into training and held-out ones."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
+from rlvr.answers.notation import normal_form
 from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
 from rlvr.keyed import generator
+from rlvr.tasks.rows import ANSWER_KEYS, PROMPT_KEYS, OnError, ProblemFormat, prompts_from, read_rows
 
 
 class ProblemFile:
-    r"""A data set of problems with final answers, split into training and held-out ones.
+    r"""A data set of problems with final answers.
+
+    Problems that differ in white space alone are one. Where its copies have different answers, none is
+    trusted, and the problem is left out. Both are said on stderr.
 
     Args:
-        path: a ``.jsonl`` file with one object a line, or a hub id (needs the ``hub`` extra and a network).
-        prompt_key: field that holds the problem.
-        answer_key: field that holds the answer.
+        path: a ``.jsonl`` or ``.parquet`` file, or a data set as ``SET``, ``SET:SPLIT`` or
+            ``SET:CONFIGURATION:SPLIT``, see :func:`rlvr.tasks.rows.read_rows`.
+        prompt_key: field that holds the problem, or several names of which a row's first counts; dots lead
+            into nested fields, and of chat messages the last user message counts.
+        prompt_until: the problem ends at the last occurrence of this mark, if there (an instruction that the
+            data set appends).
+        answer_key: field that holds the answer, likewise; of a whole solution the last ``\boxed{}`` counts.
         answer_after: the answer is what follows the last occurrence of this mark in its field, if there
             (GSM8K's ``####``).
-        instruction: put after the problem, on a line of its own.
-        heldout: problems kept from training, drawn with ``split_seed``.
-        split_seed: of the split, independent of the run's seed, so that runs share their held-out problems.
+        id_key: field that holds the problem's name, likewise; row numbers where there is none, or for None.
+        template: what the policy reads, with ``{prompt}`` where the problem goes; other braces stay.
+        system: system message of the chat template; the template's own where empty.
         chat: put prompts through the tokenizer's chat template.
-        hub_config: configuration name on the hub.
-        hub_split: split on the hub.
+        heldout: number of problems kept from training, drawn with ``split_seed``; None: all of
+            ``heldout_path``.
+        heldout_path: draw them from this file or data set instead. A training problem that stands anywhere in
+            it is left out.
+        split_seed: of the draw, independent of the run's seed, so that runs share their held-out problems.
+        on_error: ``refuse`` malformed rows, all in one message, or ``skip`` them and say so.
 
     Raises:
-        ConfigError: for a file that is not there, a line that is no problem (with its number), or too few
-            problems.
+        ConfigError: for what is not there or cannot be read, malformed rows, two problems of one name, too
+            few problems, or a system message without the chat template.
     """
 
     def __init__(
         self,
         path: str,
         *,
-        prompt_key: str = "prompt",
-        answer_key: str = "answer",
+        prompt_key: str | Sequence[str] = PROMPT_KEYS,
+        prompt_until: str | None = None,
+        answer_key: str | Sequence[str] = ANSWER_KEYS,
         answer_after: str | None = None,
-        instruction: str = "",
-        heldout: int = 64,
-        split_seed: int = 0,
+        id_key: str | Sequence[str] | None = "id",
+        template: str = "{prompt}",
+        system: str = "",
         chat: bool = True,
-        hub_config: str | None = None,
-        hub_split: str = "train",
+        heldout: int | None = 64,
+        heldout_path: str | None = None,
+        split_seed: int = 0,
+        on_error: OnError = "refuse",
     ) -> None:
-        self.chat = chat
-        self.path = path
-        if path.endswith((".jsonl", ".json")) or Path(path).exists():
-            rows = _read_jsonl(Path(path))
-        else:
-            rows = _read_hub(path, hub_config, hub_split)
-
-        def text_of(row: dict[str, Any], number: int) -> tuple[str, str, str]:
-            for key in (prompt_key, answer_key):
-                if not isinstance(row.get(key), str | int | float):
-                    raise ConfigError(
-                        f"task.path={path}, row {number}: {key}={row.get(key)!r}",
-                        f"a text under {key!r} (the row has {', '.join(map(str, row))})",
-                        "task.prompt_key=... task.answer_key=...",
-                    )
-            answer = str(row[answer_key])
-            if answer_after is not None:
-                answer = answer.rsplit(answer_after, 1)[-1]
-            text = f"{row[prompt_key]}\n{instruction}" if instruction else str(row[prompt_key])
-            return str(row.get("id", number)), text, answer.strip()
-
-        problems = [text_of(row, number) for number, row in rows]
-        if len(problems) <= heldout or heldout < 1:
+        if system and not chat:
             raise ConfigError(
-                f"task.heldout={heldout}",
-                f"from 1 to fewer than the {len(problems)} problems",
-                "task.heldout=64",
+                f"task.system={system!r}", "the chat template, which has a place for it", "task.chat=true"
             )
-        order = generator(split_seed, "split").permutation(len(problems)).tolist()
-        self._heldout = _prompts(problems, sorted(order[:heldout]))
-        # A problem that stands in the file twice must not be trained on where its twin is held out.
-        kept = {prompt.text for prompt in self._heldout}
-        self._train = _prompts(problems, [i for i in sorted(order[heldout:]) if problems[i][1] not in kept])
+        self.chat, self.path, self.on_error = chat, path, on_error
+        self.form = ProblemFormat(
+            prompt_key=prompt_key,
+            prompt_until=prompt_until,
+            answer_key=answer_key,
+            answer_after=answer_after,
+            id_key=id_key,
+            template=template,
+            system=system,
+        )
+        train = self._problems(path, "task.path")
+        if heldout_path is None:
+            pool, most, limit = train, len(train) - 1, f"fewer than the {len(train)} problems"
+        else:
+            pool = self._problems(heldout_path, "task.heldout_path")
+            most, limit = len(pool), f"the {len(pool)} problems of {heldout_path}, or null for all"
+            heldout = len(pool) if heldout is None else heldout
+        if heldout is None or not 1 <= heldout <= most:
+            raise ConfigError(
+                f"task.heldout={heldout}", f"from 1 to {limit}", f"task.heldout={min(64, most)}"
+            )
+        order = generator(split_seed, "split").permutation(len(pool)).tolist()
+        self._heldout = _numbered([pool[i] for i in sorted(order[:heldout])])
+        kept_out = {_bare(prompt.text) for prompt in (self._heldout if heldout_path is None else pool)}
+        self._train = _numbered([prompt for prompt in train if _bare(prompt.text) not in kept_out])
+        if heldout_path is not None and (shared := len(train) - len(self._train)):
+            print(f"{path}: left out: problems that stand in {heldout_path}, {shared}", file=sys.stderr)
+        if not self._train:
+            raise ConfigError(
+                f"task.heldout_path={heldout_path}", f"not every problem of {path} in it", "another file"
+            )
 
     def train(self) -> Sequence[Prompt]:
         """Problems to train on, in file order."""
@@ -87,48 +104,43 @@ class ProblemFile:
         """Problems kept from training, in file order."""
         return self._heldout
 
-
-def _prompts(problems: list[tuple[str, str, str]], chosen: list[int]) -> list[Prompt]:
-    return [
-        Prompt(index=index, id=problems[i][0], text=problems[i][1], answer=problems[i][2])
-        for index, i in enumerate(chosen)
-    ]
-
-
-def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Rows with their line numbers, 1-based; blank lines are passed over."""
-    if not path.is_file():
-        raise ConfigError(f"task.path={path}", "an existing .jsonl file", "task.path=FILE.jsonl")
-    rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
+    def _problems(self, path: str, setting: str) -> list[Prompt]:
+        """The problems of a file or data set, each once."""
+        prompts = prompts_from(read_rows(path, setting=setting), path, self.form, on_error=self.on_error)
+        copies: dict[str, list[Prompt]] = {}
+        for prompt in prompts:
+            copies.setdefault(_bare(prompt.text), []).append(prompt)
+        distinct: list[Prompt] = []
+        doubtful: list[Prompt] = []
+        for same in copies.values():
+            agreed = len({_bare(normal_form(prompt.answer)) for prompt in same}) == 1
+            (distinct if agreed else doubtful).append(same[0])
+        if merged := len(prompts) - len(copies):
+            print(f"{path}: left out: copies of other problems, {merged}", file=sys.stderr)
+        if doubtful:
+            some = ", ".join(prompt.id for prompt in doubtful[:_SHOWN]) + ", ..." * (len(doubtful) > _SHOWN)
+            print(
+                f"{path}: left out: problems whose copies have different answers, {len(doubtful)} ({some})",
+                file=sys.stderr,
+            )
+        names: set[str] = set()
+        for prompt in distinct:
+            if prompt.id in names:
                 raise ConfigError(
-                    f"{path}:{number}", f"one JSON object a line ({error})", "task.path=FILE"
-                ) from error
-            if not isinstance(row, dict):
-                raise ConfigError(
-                    f"{path}:{number}", f"a JSON object, got {type(row).__name__}", "task.path=FILE"
+                    f"{setting}={path}: two problems named {prompt.id!r}", "one name each", "task.id_key=null"
                 )
-            rows.append((number, row))
-    return rows
+            names.add(prompt.id)
+        return distinct
 
 
-def _read_hub(path: str, config: str | None, split: str) -> list[tuple[int, dict[str, Any]]]:
-    fix = "task.path=FILE.jsonl"
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ConfigError(
-            f"task.path={path}", "a file, or the extra that reads hub ids: pip install 'rlvr[hub]'", fix
-        ) from error
-    load: Callable[..., Iterable[Any]] = load_dataset
-    try:
-        return [(number, dict(row)) for number, row in enumerate(load(path, config, split=split), start=1)]
-    except Exception as error:  # whatever the hub client says: no network, no such set, no such split
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"task.path={path}", f"a file or a data set on the hub ({reason})", fix) from error
+_SHOWN = 5
+"""Problems that a message names."""
+
+
+def _bare(text: str) -> str:
+    """A text without its white space."""
+    return "".join(text.split())
+
+
+def _numbered(prompts: list[Prompt]) -> list[Prompt]:
+    return [replace(prompt, index=index) for index, prompt in enumerate(prompts)]

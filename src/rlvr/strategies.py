@@ -1,0 +1,123 @@
+"""Many ranks on Lightning: replicated (DDP) or sharded (FSDP2), on GPUs, or on CPUs through gloo."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch.distributed.fsdp import FSDPModule
+
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
+"""By the device; metrics and offloaded parameters are on the CPU while models are on GPUs."""
+
+
+def gathered(value: Any) -> list[Any]:
+    """The plain values of all ranks, in their order; every rank has to ask."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Starts this node's ranks; :class:`rlvr.callbacks.RankWatch` ends them.
+
+    Lightning's own observer kills the process that it runs in without a word, in the middle of a report too.
+    """
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+        return function(*args, **kwargs)
+
+
+class DDP(DDPStrategy):
+    """Every rank holds the whole policy; gradients are reduced once a mini-batch."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def _get_process_group_backend(self) -> str:
+        return self._process_group_backend or BACKENDS[self.root_device.type]
+
+
+class FSDP(ModelParallelStrategy):
+    """Every rank holds a shard of every parameter, gradient and optimizer state: ``fully_shard``.
+
+    Args:
+        offload: keep the shards in host memory between uses: slow, and room for models of several times the
+            size.
+        reduce_every_micro_batch: reduce gradients after each micro-batch instead of once a mini-batch: more
+            traffic, but no rank holds a whole gradient.
+        timeout_s: of a collective operation, in seconds; the longest that one rank may wait for another,
+            rollouts included.
+    """
+
+    def __init__(
+        self, *, offload: bool = False, reduce_every_micro_batch: bool = False, timeout_s: float = 1800.0
+    ) -> None:
+        super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_s))
+        self.offload, self.reduce_every_micro_batch = offload, reduce_every_micro_batch
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if not self.cluster_environment.creates_processes_externally:
+            self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def setup_environment(self) -> None:
+        """One data-parallel dimension over all ranks."""
+        assert self.cluster_environment is not None
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Shards are where :func:`rlvr.sharding.shard` has put them."""
+        if not self.offload:
+            super().model_to_device()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keep whole gradients on every rank instead of reducing them, as Lightning does for DDP."""
+        assert self.lightning_module is not None
+        sharded = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
+        root = sharded[0]
+        root.set_requires_gradient_sync(self.reduce_every_micro_batch)
+        yield
+        root.set_requires_gradient_sync(True)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write a folder of shards beside ``filepath``, then let ``filepath`` be a link to it.
+
+        The link is moved in one step when every rank has written and flushed its shard, so that a kill at any
+        time leaves the checkpoint before it.
+        """
+        target = Path(self.broadcast(str(filepath)))
+        folder = target.parent / f".{target.name}-{checkpoint['epoch']}-{checkpoint['global_step']}"
+        link = folder.with_suffix(".link")
+        if self.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, folder, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name, target_is_directory=True)
+            os.replace(link, target)
+            for other in target.parent.glob(f".{target.name}-*"):
+                if other != folder:
+                    shutil.rmtree(other)
+        self.barrier()
+
+    def _get_process_group_backend(self) -> str:
+        return self._process_group_backend or BACKENDS[self.root_device.type]

@@ -1,0 +1,218 @@
+"""One rank, two with replicas (DDP) and two with shards (FSDP2) train alike, fail together, and resume."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from ranks import train_ranks
+from runs import SMALL, rows, train
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rlvr.callbacks.checkpoints import facts_of
+
+ALIKE = (
+    "policy.dtype=float64",
+    "data.num_prompts=5",  # 3 and 2 for two ranks
+    "data.minibatches=5",  # of one prompt each: one rank has nothing of it
+    "data.micro_batch_size=3",
+    "data.max_new_tokens=8",
+    "trainer.max_epochs=3",
+    "evaluation.num_prompts=3",
+    "export=true",
+)
+OWN_COPY = ("engine.own_copy=true",)
+SHARED = (
+    "engine._target_=rlvr.engines.shared.SharedEngine",
+    "~engine.own_copy",
+    "~engine.max_num_seqs",
+    "+engine.ranks=2",
+    "+engine.engine._target_=rlvr.engines.transformers.TransformersEngine",
+    "+engine.engine._partial_=true",
+    "+engine.engine.own_copy=true",
+)
+CASES = {
+    # OD starts below its corridor and raises entropy at once, by thresholds that depend on probability.
+    "od": ("clip=od", "clip.initial_entropy=10", "+callbacks.probe._target_=rlvr.callbacks.EntropyProbe",
+           "+callbacks.probe.every=1", "algorithm.kl_coef=0.01"),
+    "clip_cov": ("algorithm=clip_cov", "algorithm.loss.fraction=0.2", "data.lookahead=1",
+                 "correction=token_truncation", "algorithm.loss.low=-1.0"),
+}  # fmt: skip
+KINDS = {
+    "od": {
+        "ddp": ("trainer=ddp", *OWN_COPY, "engine.max_num_seqs=5"),
+        "fsdp": ("trainer=fsdp", *SHARED, "policy.activation_checkpointing=true"),
+    },
+    "clip_cov": {"fsdp": ("trainer=fsdp", *OWN_COPY, "trainer.strategy.offload=true")},
+}
+
+
+class Run:
+    """What a finished run left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows = [{key: float(value or "nan") for key, value in row.items()} for row in rows(folder)]
+        self.weights = load_file(folder / "policy" / "model.safetensors")
+        self.seen = [
+            [json.loads(line) for line in path.read_text().splitlines()]
+            for path in sorted(folder.glob("rank-*.jsonl"))
+        ]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    case = request.param
+    folder = tmp_path_factory.mktemp(case)
+    done = {}
+    for kind, overrides in {"one": OWN_COPY, **KINDS[case]}.items():
+        place = folder / kind
+        witness = ("+callbacks.witness._target_=ranks.Witness", f"+callbacks.witness.folder={place}")
+        arguments = (*ALIKE, *CASES[case], *overrides, *witness)
+        if kind == "one":
+            assert train(place, *arguments) == 0
+        else:
+            codes = train_ranks(place, 2, *arguments)
+            assert codes == [0, 0], (place / "0" / "err.txt").read_text() + (
+                place / "1" / "err.txt"
+            ).read_text()
+        done[kind] = Run(place)
+    return done
+
+
+def test_metrics_are_those_of_one_rank(runs: dict[str, Run]) -> None:
+    """Every key: sums over tokens, sequences, prompts, updates, and the gradient norm."""
+    one, *others = runs.values()
+    for other in others:
+        assert len(other.rows) == len(one.rows) == 3
+        for theirs, ours in zip(other.rows, one.rows, strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-9, abs=1e-12, nan_ok=True)
+
+
+def test_weights_are_those_of_one_rank(runs: dict[str, Run]) -> None:
+    one, *others = runs.values()
+    for other in others:
+        assert other.weights.keys() == one.weights.keys()
+        assert max(_gap(other.weights[name], one.weights[name]) for name in one.weights) < 1e-11
+
+
+def test_the_run_moved_and_decided(runs: dict[str, Run]) -> None:
+    """Otherwise sameness says nothing."""
+    rows = runs["one"].rows
+    assert all(row["train/grad_norm"] > 1e-3 for row in rows)
+    assert any(row["train/kept_frac"] < 1 for row in rows)
+    assert len({row["rollout/entropy"] for row in rows}) == len(rows)
+
+
+def test_ranks_decide_alike(runs: dict[str, Run]) -> None:
+    """Entropy, the schedule's thresholds and every denominator."""
+    for kind, run in runs.items():
+        if kind == "one":
+            continue
+        first, second = (
+            [{key: line[key] for key in ("facts", "totals", "clip_range")} for line in lines]
+            for lines in run.seen
+        )
+        assert first == second
+        assert len(first) == 15
+
+
+def test_ranks_share_the_prompts(runs: dict[str, Run]) -> None:
+    """Disjoint within an iteration, together those of one rank, mini-batch by mini-batch."""
+    one = runs["one"].seen[0]
+    for kind, run in runs.items():
+        if kind == "one":
+            continue
+        for first, second, alone in zip(*run.seen, one, strict=True):
+            assert not set(first["prompts"]) & set(second["prompts"])
+            assert sorted(first["prompts"] + second["prompts"]) == alone["prompts"]
+        assert any(not line["prompts"] for lines in run.seen for line in lines), (
+            "a rank had nothing now and then"
+        )
+
+
+def test_gradients_are_reduced_once_a_minibatch(runs: dict[str, Run]) -> None:
+    """A mini-batch has up to two micro-batches; FSDP has two layers and a root, each reduced by itself."""
+    for kind, run in runs.items():
+        updates = [line["sent"] for line in run.seen[0] if line["iteration"] == 0]
+        if kind == "fsdp":
+            assert [sent["c10d::_reduce_scatter_base_"] for sent in updates] == [3] * 5
+        elif kind == "ddp":
+            assert len({sent["c10d::allreduce_"] for sent in updates[1:]}) == 1
+            assert updates[1]["c10d::allreduce_"] <= 3
+        else:
+            assert not any(updates)
+
+
+def _gap(theirs: Tensor, ours: Tensor) -> float:
+    assert theirs.dtype == ours.dtype == torch.float64
+    return (theirs - ours).abs().max().item()
+
+
+FAST = ("trainer.max_epochs=4", "evaluation.every=100", "evaluation.num_prompts=2", *OWN_COPY)
+
+
+def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """``rlvr-train`` on two ranks that Lightning starts."""
+    code = "from rlvr.train import main; main()"
+    arguments = [*SMALL, *FAST, f"hydra.run.dir={folder}", "trainer=fsdp", "trainer.devices=2", *overrides]
+    # Lightning starts the others by the script's path, so it must be one.
+    script = folder.parent / "train.py"
+    script.write_text(code + "\n")
+    tests = str(Path(__file__).parent)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(("rank", "phase"), [(1, "rollout"), (1, "save"), (0, "update")])
+def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, rank: int, phase: str) -> None:
+    """Within a minute, with its cause, no process left, and the checkpoint before it intact."""
+    folder = tmp_path / "run"
+    kill = (f"+callbacks.kill.rank={rank}", f"+callbacks.kill.phase={phase}")
+    begin = time.monotonic()
+    run = launched(folder, "+callbacks.kill._target_=faults.Kill", *kill)
+    assert time.monotonic() - begin < 60
+    if rank:
+        assert run.returncode == 3
+        assert "stopped: rank 1 (process " in run.stdout
+        assert "was killed by SIGKILL; saved in" in run.stdout
+        assert run.stderr == "" or "Traceback" not in run.stderr
+    else:
+        assert run.returncode == -9
+    deadline = time.monotonic() + 30
+    while (left := _processes_of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    facts = facts_of(folder / "checkpoints" / "last.ckpt")
+    assert len(facts["rlvr"]["ledger"]["rows"]) == 1, "the iteration that was not finished is not in it"
+
+    # By one rank, from the shards of two, to the same end as a run that nobody killed.
+    codes = train_ranks(folder, 1, *FAST, "trainer=fsdp", "ckpt_path=last", "export=true")
+    assert codes == [0], (folder / "0" / "err.txt").read_text()
+    whole = tmp_path / "whole"
+    assert train(whole, *FAST, "export=true") == 0
+    ours, theirs = (Run(place).rows for place in (folder, whole))
+    assert len(ours) == len(theirs) == 4
+    # float32: two ranks add up in another order than one.
+    for key in ("rollout/entropy", "train/grad_norm", "train/loss"):
+        assert [row[key] for row in ours] == pytest.approx([row[key] for row in theirs], rel=1e-3, abs=1e-4)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Running processes whose command line speaks of the run."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and str(folder) in " ".join(process.info["cmdline"] or [])
+    ]
