@@ -42,7 +42,8 @@ CASES = {
     "od": ("clip=od", "clip.initial_entropy=10", "+callbacks.probe._target_=rlvr.callbacks.EntropyProbe",
            "+callbacks.probe.every=1", "algorithm.kl_coef=0.01"),
     "clip_cov": ("algorithm=clip_cov", "algorithm.loss.fraction=0.2", "data.lookahead=1",
-                 "correction=token_truncation", "algorithm.loss.low=-1.0"),
+                 "correction=token_truncation", "algorithm.loss.low=-1.0",
+                 "data.max_prompt_tokens=32", "data.tokens_per_micro_batch=40"),
 }  # fmt: skip
 KINDS = {
     "od": {

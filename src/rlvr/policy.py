@@ -198,12 +198,11 @@ class Policy(nn.Module):
         model: nn.Module = _load(*self._as_read)[0]
         return model
 
-    def padding(self, sequences: Sequences) -> tuple[Tensor, int]:
-        """How many of the tokens that a forward pass computes are padding, and how many it computes."""
+    def padding(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """How many tokens of a forward pass are padding, and how many it computes: two scalars."""
         real = sequences.attention_mask.sum()
-        if self.packing or not len(sequences.input_ids):
-            return torch.zeros_like(real), int(real)
-        return sequences.attention_mask.numel() - real, sequences.attention_mask.numel()
+        computed = real if self.packing else torch.full_like(real, sequences.attention_mask.numel())
+        return computed - real, computed
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Stream ``(name, weight)`` under the model's own names, tied weights once; shards where sharded."""

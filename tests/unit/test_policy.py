@@ -443,7 +443,7 @@ def test_a_folder_with_a_spoilt_file_is_refused(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "int8"])
 def test_other_dtypes_are_refused(dtype: str) -> None:
-    with pytest.raises(ConfigError, match=f"policy.dtype={dtype}: expected float32 or bfloat16"):
+    with pytest.raises(ConfigError, match=f"policy.dtype={dtype}: expected float32, bfloat16 or float64"):
         Policy(dtype=dtype)
 
 
