@@ -15,7 +15,7 @@ from runs import SMALL, rows, train
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlvr.callbacks.checkpoints import facts_of
+from rlvr.sources import facts_of
 
 ALIKE = (
     "policy.dtype=float64",
