@@ -11,7 +11,8 @@ import shared_data
 from math_verify import parse, verify
 
 from rlvr.answers.extraction import Extraction, final_answer, gold_answer
-from rlvr.answers.notation import normal_form, number
+from rlvr.answers.notation import normal_form
+from rlvr.answers.quantities import number
 from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
 from rlvr.verifiers import FormatVerifier, IntegerVerifier, LengthVerifier, MathVerifier, Weighted

@@ -22,8 +22,7 @@ from math_verify.grader import should_treat_as_complex
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from rlvr.answers.comparison import rounds
-from rlvr.answers.notation import number
+from rlvr.answers.quantities import number, rounds
 
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none"
@@ -35,6 +34,8 @@ _CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
 _GAMMA = re.compile(r"\\gamma(?![a-z])")
 _SIGN_INDEX = re.compile(r"_\{\\([A-Za-z]+)\}")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_PRIMED = re.compile(r"(?<![A-Za-z\\])([A-Za-z])(?:_\{([^{}]*)\})?('+)")
+_LETTER_NUMBER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]\d")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ")
 _IMPROPER = re.compile(r"(?<![\w.\\^}])\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+)")
 _ENDLESS = re.compile(r"\^ ?\{? ?-?\d{6}|\d{6}!")
@@ -77,6 +78,8 @@ def _parse(text: str) -> Any:
         raise ValueError("a number of 100 000 digits or more")
     if _IMPROPER.search(text):
         raise ValueError("a mixed number that is none")
+    if _LETTER_NUMBER.search(text):
+        raise ValueError("a product, an index or a power")
     exact = number(text)
     if exact is not None:
         return sympy.Rational(exact.value.numerator, exact.value.denominator)
@@ -86,6 +89,7 @@ def _parse(text: str) -> Any:
     text = _JUXTAPOSED.sub(r"\\cdot ", _BRACED.sub(r"\1", text))
     if _ANGLE.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
+    text = _PRIMED.sub(lambda m: f"{m[1]}_{{{m[2] or ''}{'prime' * len(m[3])}}}", text)  # it drops primes
     text = _SIGN_INDEX.sub(r"_{\1}", text)  # of a symbol, such as R_{\odot}
     # It takes E for Euler's number, and then no index, and gamma for the function.
     text = _GAMMA.sub(r"\\upsilon ", _CAPITAL_E.sub(r"\\Xi ", text))
@@ -104,7 +108,18 @@ def _parse(text: str) -> Any:
     exactly |= {symbol: sympy.Symbol(symbol.name) for symbol in parsed.atoms(sympy.Symbol)}
     if not parsed.has(sympy.Sum, sympy.Product):
         exactly |= {symbol: sympy.I for symbol in exactly if str(symbol) == "i"}
-    return parsed.xreplace(exactly)
+    parsed = parsed.xreplace(exactly)
+    return parsed if parsed.has(sympy.I) else parsed.replace(_is_odd_root, _real_root)
+
+
+def _is_odd_root(formula: sympy.Basic) -> bool:
+    power = formula.is_Pow and formula.base.is_Rational and formula.base.is_negative and formula.exp.is_Rational
+    return bool(power) and formula.exp.q % 2 == 1 and formula.exp.q > 1
+
+
+def _real_root(power: sympy.Pow) -> sympy.Expr:
+    """The cube root of -8 is -2, as it is written, and not the principal one."""
+    return (-1) ** power.exp.p * (-power.base) ** power.exp
 
 
 def _rounded(decimal: str, formula: sympy.Expr) -> bool:
@@ -113,22 +128,31 @@ def _rounded(decimal: str, formula: sympy.Expr) -> bool:
 
 
 def _same_value(gold: sympy.Expr, answer: sympy.Expr) -> bool:
-    gold, answer = gold.doit(), answer.doit()
+    gold, answer = _evaluated(gold), _evaluated(answer)
     if gold.has(sympy.zoo, sympy.nan) or answer.has(sympy.zoo, sympy.nan):
         return False  # without a value, which two formulas of any kind may share
     if gold == answer:
         return True
     if gold.is_Rational and answer.is_Rational:
         return False
-    # u(t) and the like have no values: each is one more variable, one and the same for the same arguments.
-    unknown = {f: sympy.Symbol(f"{f}") for f in gold.atoms(AppliedUndef) | answer.atoms(AppliedUndef)}
-    gold, answer = gold.xreplace(unknown), answer.xreplace(unknown)
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     if not symbols:
         ours, theirs = _value(gold), _value(answer)
         return ours is not None and theirs is not None and _close(ours, theirs)
     points = _sampled([gold, answer], symbols)
     return bool(points) and all(_close(ours, theirs) for ours, theirs in points)
+
+
+def _evaluated(formula: sympy.Expr) -> sympy.Expr:
+    """Sums, integrals and derivatives done.
+
+    What has no value is one more variable, one and the same where it is written so: u(t), and dx/dt, which
+    sympy takes for the derivative of a constant.
+    """
+    rates = [d for d in formula.atoms(sympy.Derivative) if not d.expr.has(*d.variables)]
+    formula = formula.xreplace({d: sympy.Symbol(f"{d}") for d in rates}).doit()
+    unknown = formula.atoms(AppliedUndef, sympy.Derivative)
+    return formula.xreplace({f: sympy.Symbol(f"{f}") for f in unknown})
 
 
 def _close(ours: Any, theirs: Any) -> bool:
@@ -169,7 +193,7 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
     if ours[0] is not theirs[0]:
         return False
     symbols = sorted(ours[1].free_symbols | theirs[1].free_symbols, key=str)
-    values = _sampled([ours[1].doit(), theirs[1].doit()], symbols)
+    values = _sampled([ours[1], theirs[1]], symbols)
     values = [pair for pair in values if any(abs(value) > _AGREEMENT for value in pair)]  # a point of both
     if len(values) < 3 or any(abs(value) <= _AGREEMENT for pair in values for value in pair):
         return False
@@ -180,6 +204,6 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
 
 def _forward(relation: Relational) -> tuple[type, sympy.Expr]:
     """The kind and left less right side, with > and >= turned round."""
-    kind, difference = type(relation), relation.lhs - relation.rhs
+    kind, difference = type(relation), _evaluated(relation.lhs - relation.rhs)
     turned = {sympy.Gt: sympy.Lt, sympy.Ge: sympy.Le}
     return (turned[kind], -difference) if kind in turned else (kind, difference)

@@ -7,7 +7,8 @@ from typing import get_args
 
 from rlvr.answers.comparison import equivalent
 from rlvr.answers.extraction import Extraction, final_answer, gold_answer
-from rlvr.answers.notation import normal_form, number, split_unit
+from rlvr.answers.notation import normal_form
+from rlvr.answers.quantities import number, split_unit
 from rlvr.batch import Prompt, Verdict
 from rlvr.errors import ConfigError
 from rlvr.verifiers.pool import WorkerPool, then
