@@ -84,7 +84,11 @@ class _Comparison:
         if max(len(golds), len(answers)) > _MOST:
             return False
         if len(golds) > 1 or len(answers) > 1:
-            golds, answers = map(distinct, in_tuples(golds, answers))
+            golds, answers = in_tuples(golds, answers)
+            once, said = distinct(golds), distinct(answers)
+            # Solutions are a set, unless both sides repeat some.
+            if len(once) == len(golds) or len(said) == len(answers):
+                golds, answers = once, said
         if len(golds) != len(answers):
             if len(golds) == 1 and golds[0].name:  # x in {1, 2}
                 return self.whole(golds[0].values[-1], answer)

@@ -63,8 +63,8 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\{\{([^{}]*)\}\}", r"{\1}"),
     # Commands of one meaning
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
-    (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm) ?\{ ?([A-Za-z]) ?\}", r" \1"),
     (r"\\math(?:rm|bf) ?\{ ?R ?\}(?=$|\^|_|\\setminus)", r"\\mathbb{R}"),
+    (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm) ?\{ ?([A-Za-z]) ?\}", r" \1"),
     (rf"\\(?:{_FONT})\s*(?=\{{)", r"\\text"),
     (rf"\\text\{{ ?({_FUNCTIONS}|lcm|gcd|max|min) ?\}}", r"\\\1 "),
     (
@@ -77,6 +77,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\geq(?:slant)?(?![a-z])|>=", r"\\ge "),
     (r"\\leq(?:slant)?(?![a-z])|<=", r"\\le "),
     (r"\\neq(?![a-z])|!=|\\not\s*=", r"\\ne "),
+    (r"\\var(epsilon|phi|theta|rho|sigma)(?![a-z])", r"\\\1"),
     (r"\\gt(?![a-z])", ">"),
     (r"\\lt(?![a-z])", "<"),
     (r"\\approxeq|\\simeq(?![a-z])|\\doteq", r"\\approx "),
@@ -84,7 +85,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\colon(?![a-z])", ":"),
     (r"\+/-", r"\\pm "),
     (r"\^\s*\{?\s*\\prime\s*\}?|\\prime(?![a-z])", "'"),
-    (rf"\(?\s*(?:\\[pb]?mod(?![a-z])|\bmod\b)\s*\{{?\s*([^(){{}}]+?)\s*\}}?\s*\)?\s*$", r"\\pmod{\1}"),
+    (rf"\(?\s*(?:\\[pb]?mod(?![a-z])|\bmod\b)\s*\{{?\s*([^(){{}}]+?)\s*\}}?\s*\)?[\s.]*$", r"\\pmod{\1}"),
     (r"\\varnothing|\\\{\s*\\\}|^\s*(?:\\text\{ ?)?[Nn]o solutions?[ .]*\}?\s*$", r"\\emptyset "),
     (r"^\s*(?:\\text\{ ?)?[Aa]ll real(?:s| numbers| values)[ .]*\}?\s*$", r"\\mathbb{R}"),
     (r"\\(?:mathbb|text) ?(?:\{ ?R ?\}|R(?![A-Za-z]))|\\R(?:eals?)?(?![A-Za-z])", r"\\mathbb{R}"),
@@ -145,7 +146,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"(?<![\w./)}\n])(\d+) +(\d+) ?/ ?(\d+)(?!\w|\.\d)", lambda m: _mixed(m)),
 ]
 _COMPILED = [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in _REWRITES]
-_BACKSLASHES = re.compile(r"\\\\(?=[a-zA-Z(){}\[\]$%])")
+_BACKSLASHES = re.compile(r"\\\\(?=[a-zA-Z(){}\[\]$%!,;:])")
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _CONTINUED = re.compile(r";\s*=")
 _TAKES_ARGUMENTS = re.compile(r"(\\frac|\\binom|\\sqrt|\\text)(?![a-z])\s*")
@@ -252,6 +253,9 @@ def normal_form(text: str) -> str:
     text = _ROW_END.sub(";", text)
     if "matrix" not in text and "array" not in text:  # aligned steps: one chain
         text = _CONTINUED.sub("=", text.replace("&", ""))
+    text = text.strip()
+    while text.startswith("{") and "\\choose" not in text and "\\over" not in text and _argument(text, 0, digits=False)[1] == len(text):
+        text = text[1:-1].strip()
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
     text = _SPACES.sub(" ", text).rstrip(" .,;:\"").lstrip(" ,;:'\"")

@@ -9,9 +9,11 @@ exactly where they are rational, and else to 50 significant digits; formulas wit
 random points.
 """
 
+import functools
 import logging
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import sympy
@@ -73,6 +75,7 @@ def same_formula(gold: str, answer: str) -> bool:
     return bool(verify(ours, theirs, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True))
 
 
+@functools.lru_cache(maxsize=256)  # one gold answer meets many responses
 def _parse(text: str) -> Any:
     if _ENDLESS.search(text):
         raise ValueError("a number of 100 000 digits or more")
@@ -139,8 +142,12 @@ def _same_value(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     if not symbols:
         ours, theirs = _value(gold), _value(answer)
         return ours is not None and theirs is not None and _close(ours, theirs)
-    points = _sampled([gold, answer], symbols)
-    return bool(points) and all(_close(ours, theirs) for ours, theirs in points)
+    points = 0
+    for ours, theirs in _sampled([gold, answer], symbols):
+        if not _close(ours, theirs):
+            return False
+        points += 1
+    return points == _POINTS
 
 
 def _evaluated(formula: sympy.Expr) -> sympy.Expr:
@@ -168,23 +175,23 @@ def _value(formula: sympy.Expr) -> Any:
     return value if real.is_Float or imaginary.is_Float or value.is_Rational or value == 0 else None
 
 
-def _sampled(formulas: list[sympy.Expr], symbols: list[sympy.Symbol]) -> list[list[Any]]:
-    """Values of the formulas at points where each has one; none where there are too few such points.
+def _sampled(formulas: list[sympy.Expr], symbols: list[sympy.Symbol]) -> Iterator[list[Any]]:
+    """Values of the formulas at eight points where each has one; fewer where too few such points are found.
 
     The points are keyed, so that a verdict does not depend on chance.
     """
     draw = random.Random(2602)
-    found: list[list[Any]] = []
+    found = 0
     for _ in range(4 * _POINTS):
         # Every other one of integers: there (-1)^n is real, and rounding is seen.
-        scale = 997 if len(found) % 2 else 1
+        scale = 997 if found % 2 else 1
         point = {s: sympy.Rational(draw.randrange(-3 * scale, 12 * scale) or 1, scale) for s in symbols}
         values = [_value(formula.subs(point)) for formula in formulas]
         if all(value is not None for value in values):
-            found.append(values)
-        if len(found) == _POINTS:
-            return found
-    return []
+            found += 1
+            yield values
+        if found == _POINTS:
+            return
 
 
 def _same_relation(gold: Relational, answer: Relational) -> bool:
@@ -193,9 +200,9 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
     if ours[0] is not theirs[0]:
         return False
     symbols = sorted(ours[1].free_symbols | theirs[1].free_symbols, key=str)
-    values = _sampled([ours[1], theirs[1]], symbols)
-    values = [pair for pair in values if any(abs(value) > _AGREEMENT for value in pair)]  # a point of both
-    if len(values) < 3 or any(abs(value) <= _AGREEMENT for pair in values for value in pair):
+    sampled = list(_sampled([ours[1], theirs[1]], symbols))
+    values = [pair for pair in sampled if any(abs(value) > _AGREEMENT for value in pair)]  # a point of both
+    if len(sampled) < _POINTS or len(values) < 3 or any(abs(value) <= _AGREEMENT for pair in values for value in pair):
         return False
     ratios = [a / b for a, b in values]
     ordered = ours[0] not in (sympy.Eq, sympy.Ne)
