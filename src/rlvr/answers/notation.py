@@ -66,6 +66,8 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\math(?:rm|bf) ?\{ ?R ?\}(?=$|\^|_|\\setminus)", r"\\mathbb{R}"),
     (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm) ?\{ ?([A-Za-z]) ?\}", r" \1"),
     (rf"\\(?:{_FONT})\s*(?=\{{)", r"\\text"),
+    (r"\{\\rm ([^{}]*)\}", r"{\\text{\1}}"),
+    (r"^\s*\\text\{ ?([A-Z](?:(?:, ?(?:and )?| and )[A-Z])+) ?\}\s*$", r"\1"),
     (rf"\\text\{{ ?({_FUNCTIONS}|lcm|gcd|max|min) ?\}}", r"\\\1 "),
     (
         rf"\\(?:text\{{ ?)?({'|'.join(_RUSSIAN)})(?![A-Za-z]) ?\}}?",
@@ -91,6 +93,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\\(?:mathbb|text) ?(?:\{ ?R ?\}|R(?![A-Za-z]))|\\R(?:eals?)?(?![A-Za-z])", r"\\mathbb{R}"),
     (r"\\c?dots[a-z]?(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\mathbb\{R\}\s*(?:\^\s*\{?\s*\+\s*\}?|_\s*\{\s*> ?0\s*\})", r"(0,\\infty)"),
+    (r"(?<=\\mathbb\{R\})\s*(?:-|\\backslash)\s*(?=\\\{|[(\[])", r"\\setminus "),
     (r"\\lbrack(?![a-z])", "["),
     (r"\\rbrack(?![a-z])", "]"),
     (r"(?:(?<![\w}\])])|(?<=\\in)|(?<=\\cup))([\[\]])([^\[\]()]+[,;][^\[\]()]+)([\[\]])", lambda m: _outward(m)),
@@ -110,7 +113,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
     (r"\*\*", "^"),
     (r"(?<![\\A-Za-z])(?:np|numpy|math)\.(?=[a-z])", ""),
     (r"(?<![\\A-Za-z])a(?=(?:sin|cos|tan)(?![A-Za-z]))", "arc"),
-    (r"(?<![A-Za-z\\])([A-Z]) (?=[A-Z](?![A-Za-z]))", r"\1"),
+    (r"(?<![A-Za-z\\_^{])([A-Z]) (?=[A-Z](?![A-Za-z]))", r"\1"),
     (
         rf"\\text\{{[ (]*base[ -]*{_BASE}[ )]*\}}|\\text\{{ *base *\}} *{_BASE}|\( *base[ -]*{_BASE} *\)"
         rf"|(?<![A-Za-z\\])base[ -]{_BASE}|_\{{?(?:\\text\{{)? *({'|'.join(_BASES)}) *\}}?\}}?",
@@ -264,17 +267,24 @@ def normal_form(text: str) -> str:
     return str(_COUNTS.index(word[1].lower())) if word else text
 
 
-_FOR_ALL = re.compile(
-    r"(?<=\S)[,;:]? *(?:\(|\\text\{,? ?)?(?:for (?:all|any|every|each)|\\forall)(?![a-z])[^=]*$"
-    r"|(?<=\S)(?:[,;:]|\\text\{,? ?(?:where|with|for) ?\}|\() *[A-Za-z](?:,[A-Za-z])* ?\\in ?"
-    r"\\mathbb\{[A-Z]\}(?:\^\{?[+*]\}?|_\{[^{}]*\})?\)?$"
+_WHERE = r"(?:[,;:]|\(|\\text\{,? ?|(?= (?:where|with|for)))+ ?(?:(?:where|with|for)(?![a-z]))? ?\}? ?\(?"
+_CONDITION = re.compile(
+    rf"(?<=\S){_WHERE}(?P<letter>[A-Za-z](?:,[A-Za-z])*) ?(?:\\in ?(?P<set>\\mathbb\{{[A-Z]\}}[^,;\\]*?)\)?"
+    r"|(?:\\text\{ ?)?(?:is|are) (?:an |any |integers?)+\}?)$"
+    r"|(?<=\S)[,;:]? ?(?:\(|\\text\{,? ?)?(?:for (?:all|any|every|each)|\\forall)(?![a-z])(?P<all>[^=]*)$"
 )
 
 
 def split_condition(text: str) -> tuple[str, str]:
-    r"""Part an answer in normal form from "for all n" or ``k \in \mathbb{Z}`` after it; empty where there is none."""
-    match = _FOR_ALL.search(text)
-    return (text[: match.start()], match[0].strip(" ,;:()")) if match else (text, "")
+    r"""Part an answer in normal form from the condition after it: "for all n", ``k \in \mathbb{Z}``, "k is an integer".
+
+    Returns:
+        The rest and the condition; empty where there is none.
+    """
+    match = _CONDITION.search(text)
+    if match is None:
+        return text, ""
+    return text[: match.start()], match["all"] or match["letter"] + (match["set"] or r"\mathbb{Z}")
 
 
 def _fraction(match: re.Match[str]) -> str:

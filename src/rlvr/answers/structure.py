@@ -17,8 +17,8 @@ _LETTER = (
     r"(?:_(?:\{[^{}]*\}|\\?[A-Za-z0-9]+))?'*"
 )
 _NAME = re.compile(
-    rf"(?:(?:\\(?:Delta|delta|angle|triangle) ?|\\text\{{[^{{}}]*\}} ?)?{_LETTER}"
-    rf"|\\frac\{{[A-Z]+\}}\{{[A-Z]+\}}|\|[A-Z]+\||\[[A-Z]{{3,}}\]|\\[a-z]+\{{?[A-Za-z]+\}}?)"
+    rf"(?:(?:\\(?:Delta|delta|angle|triangle) ?|\\text\{{[^{{}}]*\}} ?)?{_LETTER}(?:\^\{{-1\}})?"
+    rf"|\\frac\{{[A-Z]+\}}\{{[A-Z]+\}}|\|(?:[A-Z]+|\\[a-z]+\{{?[A-Za-z]+\}}?)\||\[[A-Z]{{3,}}\]|\\[a-z]+\{{?[A-Za-z]+\}}?)"
     rf"(?:\([A-Za-z0-9_,\\{{}} ]*\)|:{_LETTER})?|\({_LETTER}(?:,{_LETTER})+\)"
     r"|(?:P|Pr|E|\\Pr)\([^()]*\)|\\(?:sum|prod|int|lim|max|min|gcd|det)(?![a-z]).*"
 )
@@ -114,8 +114,12 @@ def as_relation(text: str) -> str:
     """What a set-builder demands of its variable, and the real line as an interval."""
     if text == "\\mathbb{R}":
         return "(-\\infty,\\infty)"
+    if size := re.fullmatch(rf"\|({_LETTER})\|(<|\\le) ?([\d./]+)", text):
+        return f"-{size[3]}{size[2]} {size[1]}{size[2]} {size[3]}"
     builder = re.fullmatch(rf"\\\{{({_LETTER})(?:\\in ?\\mathbb\{{R\}})?[|:](.+)\\\}}", text)
-    return builder[2] if builder and split(builder[2], RELATIONS)[1:] else text
+    if builder is None or not split(builder[2], RELATIONS)[1:]:
+        return text
+    return re.sub(rf"^{_LETTER}\\in ?\\mathbb\{{R\}}(?:,|and) ?", "", builder[2])
 
 
 def interval(text: str) -> tuple[str, str | None]:

@@ -30,7 +30,7 @@ _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none"
 )
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
-_JUXTAPOSED = re.compile(r"(?<=[\d)])\s*(?=[(\[{]|\\\{|\\binom|\\frac)|(?<=\))\s*(?=\d)|(?<=\d)\s+(?=\d)")
+_JUXTAPOSED = re.compile(r"(?<=[\d)])\s*(?=[(\[{]|\\\{|\\binom|\\frac)|(?<=\})\s*(?=\\binom)|(?<=\))\s*(?=\d)|(?<=\d)\s+(?=\d)")
 _BRACED = re.compile(r"(?<![\w\]}^*])\{(\d+(?:\.\d+)?)\}")
 _CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
 _GAMMA = re.compile(r"\\gamma(?![a-z])")
