@@ -74,7 +74,7 @@ def _chosen(answer: str, gold: str) -> str:
 
 class _Comparison:
     def __init__(self, leaf: Leaf, rel_tol: float) -> None:
-        self.leaf, self.rel_tol = leaf, rel_tol
+        self.leaf, self.rel_tol = leaf, Fraction(rel_tol)
 
     def whole(self, gold: str, answer: str) -> bool:
         """Compare lists of one element or more."""
@@ -203,7 +203,7 @@ class _Comparison:
             return True
         ours, theirs = number(gold), number(answer)
         if ours and theirs:
-            if abs(ours.value - theirs.value) <= Fraction(self.rel_tol) * abs(ours.value):
+            if self.rel_tol and abs(ours.value - theirs.value) <= self.rel_tol * abs(ours.value):
                 return True
             if terminates(ours.value) and terminates(theirs.value):
                 return _same_number(ours, theirs)

@@ -1,5 +1,6 @@
 r"""One way to write what can be written in many: LaTeX variants, Unicode, plain text."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -239,6 +240,7 @@ def _argument(text: str, place: int, *, digits: bool) -> tuple[str | None, int]:
     return (token[1], token.end()) if token else (None, place)
 
 
+@functools.lru_cache(maxsize=1024)  # one gold answer meets many responses
 def normal_form(text: str) -> str:
     r"""Write an answer in the one way that the other functions here read.
 

@@ -49,12 +49,13 @@ _POINTS = 8
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def same_formula(gold: str, answer: str) -> bool:
+def same_formula(gold: str, answer: str, *, rel_tol: float = 0.0) -> bool:
     """Compare two formulas in normal form by value; one that cannot be read is like no other.
 
     Args:
         gold: the right answer.
         answer: a response's.
+        rel_tol: how far a number may be from the gold one, as a share of it.
 
     Raises:
         MemoryError: where the worker's limit is reached.
@@ -67,7 +68,7 @@ def same_formula(gold: str, answer: str) -> bool:
         return False
     scalars = [isinstance(x, sympy.Expr) and not isinstance(x, sympy.MatrixExpr) for x in (ours, theirs)]
     if all(scalars):
-        return _same_value(ours, theirs) or _rounded(gold, theirs) or _rounded(answer, ours)
+        return _same_value(ours, theirs, max(_AGREEMENT, rel_tol)) or _rounded(gold, theirs) or _rounded(answer, ours)
     if isinstance(ours, Relational) and isinstance(theirs, Relational):
         return _same_relation(ours, theirs)
     if any(scalars):
@@ -130,18 +131,18 @@ def _rounded(decimal: str, formula: sympy.Expr) -> bool:
     return value is not None and value.is_real and rounds(decimal, value)
 
 
-def _same_value(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+def _same_value(gold: sympy.Expr, answer: sympy.Expr, rel_tol: Any) -> bool:
     gold, answer = _evaluated(gold), _evaluated(answer)
     if gold.has(sympy.zoo, sympy.nan) or answer.has(sympy.zoo, sympy.nan):
         return False  # without a value, which two formulas of any kind may share
     if gold == answer:
         return True
-    if gold.is_Rational and answer.is_Rational:
+    if gold.is_Rational and answer.is_Rational and rel_tol == _AGREEMENT:
         return False
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     if not symbols:
         ours, theirs = _value(gold), _value(answer)
-        return ours is not None and theirs is not None and _close(ours, theirs)
+        return ours is not None and theirs is not None and _close(ours, theirs, rel_tol)
     points = 0
     for ours, theirs in _sampled([gold, answer], symbols):
         if not _close(ours, theirs):
@@ -162,8 +163,8 @@ def _evaluated(formula: sympy.Expr) -> sympy.Expr:
     return formula.xreplace({f: sympy.Symbol(f"{f}") for f in unknown})
 
 
-def _close(ours: Any, theirs: Any) -> bool:
-    return bool(abs(ours - theirs) <= _AGREEMENT * max(abs(ours), abs(theirs)))
+def _close(ours: Any, theirs: Any, rel_tol: Any = _AGREEMENT) -> bool:
+    return bool(abs(ours - theirs) <= rel_tol * abs(ours))
 
 
 def _value(formula: sympy.Expr) -> Any:

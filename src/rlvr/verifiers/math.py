@@ -5,10 +5,9 @@ import re
 from concurrent.futures import Future
 from typing import get_args
 
+from rlvr.answers.canonical import canonical
 from rlvr.answers.comparison import equivalent
 from rlvr.answers.extraction import Extraction, final_answer, gold_answer
-from rlvr.answers.notation import normal_form
-from rlvr.answers.quantities import number, split_unit
 from rlvr.batch import Prompt, Verdict
 from rlvr.errors import ConfigError
 from rlvr.verifiers.pool import WorkerPool, then
@@ -47,6 +46,7 @@ class MathVerifier:
         workers: int = 2,
         deadline_s: float = 3.0,
         memory_mib: int = 1024,
+        rel_tol: float = 0.0,
     ) -> None:
         if extract not in get_args(Extraction):
             raise ConfigError(
@@ -64,6 +64,10 @@ class MathVerifier:
                 "at least 256, which sympy takes",
                 "verifier.memory_mib=1024",
             )
+        if not 0 <= rel_tol < 1:
+            raise ConfigError(
+                f"verifier.rel_tol={rel_tol}", "a share from 0, exact, to below 1", "verifier.rel_tol=0.01"
+            )
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
                 "verifier: math",
@@ -71,7 +75,8 @@ class MathVerifier:
                 "verifier=integer",
             )
         self.extract: Extraction = extract
-        self._pool = WorkerPool(workers, deadline_s=deadline_s, memory_mib=memory_mib)
+        self.rel_tol = rel_tol
+        self._pool = WorkerPool(workers, deadline_s=deadline_s, memory_mib=memory_mib, rel_tol=rel_tol)
 
     def __call__(self, prompt: Prompt, completion: str) -> Verdict:
         """Judge one response and wait for the verdict."""
@@ -90,13 +95,13 @@ class MathVerifier:
         if answer is None or not answer.strip():
             return _done(Verdict(0.0, correct=False, answer=None, reason="no answer"))
         if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
-            value = int(answer.replace(",", ""))
-            return _done(_verdict(value == int(gold.replace(",", "")), str(value)))
+            value, right = int(answer.replace(",", "")), int(gold.replace(",", ""))
+            return _done(_verdict(abs(value - right) <= self.rel_tol * abs(right), str(value)))
         if len(answer) > _LONGEST:
             return _done(Verdict(0.0, correct=False, answer=None, reason="answer too long"))
-        found = _canonical(answer)
+        found = canonical(answer)
         try:
-            return _done(_verdict(equivalent(gold, answer, _undecided), found))
+            return _done(_verdict(equivalent(gold, answer, _undecided, rel_tol=self.rel_tol), found))
         except _UndecidedError:
             compared = self._pool.submit(gold, answer)
 
@@ -127,10 +132,3 @@ def _verdict(correct: bool, answer: str) -> Verdict:
 
 def _error(answer: str | None, why: str) -> Verdict:
     return Verdict(0.0, correct=False, answer=answer, reason=f"verifier error: {why}")
-
-
-def _canonical(answer: str) -> str:
-    """One spelling an answer, for majority votes: numbers by value, the rest in normal form."""
-    text = normal_form(answer)
-    exact = number(split_unit(text)[0])
-    return str(exact.value) if exact else text
