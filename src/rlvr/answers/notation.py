@@ -22,7 +22,7 @@ _GREEK = (
 ).split()
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2212\u2013\u2014\u2010\u2011", "-")
-    | dict.fromkeys("\u00a0\u2009\u202f\u2007\u2002\u2003", " ")
+    | dict.fromkeys("\t\u00a0\u2009\u202f\u2007\u2002\u2003", " ")
     | dict.fromkeys("\u201c\u201d\u2018\u2019\u2032", "'")
     | dict.fromkeys("\u00f7\u2215\u2044", "/")
     | {letter: rf"\mathbb{{{unicodedata.normalize('NFKC', letter)}}}" for letter in "\u2102\u2115\u211a\u211d\u2124"}
