@@ -1,9 +1,9 @@
 r"""Whether two answers are the same, by structure; single formulas are left to a ``Leaf``.
 
 Lists and sets match in any order, tuples and intervals place by place. ``x = 5`` is 5 where the other side
-has no name; two names must be one. Of ``x = 2 + 3 = 5`` every number must agree. A unit on one side is left
-out, two must be one. A false positive teaches a policy to cheat and a false negative costs one sample: in
-doubt, different.
+has no name; two names must be one. Of ``x = 2 + 3 = 5`` the last number counts, of ``2 + 3 = 5`` all must
+agree. A unit on one side is left out, two must be one. A false positive teaches a policy to cheat and a false
+negative costs one sample: in doubt, different.
 """
 
 import re
@@ -94,6 +94,9 @@ class _Comparison:
                 return self.whole(golds[0].values[-1], answer)
             if len(answers) == 1 and answers[0].name:
                 return self.whole(gold, answers[0].values[-1])
+            kind, parts = brackets(gold)
+            if kind == "()" and inside(answer, "{}") is None and len(parts) == len(answers):
+                return self._ordered(parts, [one.text for one in answers])  # a tuple without its brackets
             return self._sets(gold, answer)
         if not (all(s.name for s in golds) and all(s.name for s in answers)) and len(golds) > 1:
             golds, answers = [s.nameless for s in golds], [s.nameless for s in answers]
@@ -114,12 +117,11 @@ class _Comparison:
             both = (gold.equation or gold.name) and (answer.equation or answer.name)
             return bool(both) and self.leaf(gold.text, answer.text)
         stated = [value for value in answer.values if not variables(value)] or [answer.values[-1]]
-        if not any(self._values(value, stated[0]) for value in gold.values):
-            return False
-        return all(
-            _rounding(value, stated[0]) or any(self._values(ours, value) for ours in gold.values)
-            for value in stated[1:]
-        )
+        while len(stated) > 1 and _rounding(stated[-1], stated[-2]):  # x = 1/3 = 0.33
+            stated.pop()
+        # Under a name what comes last counts; without one a chain may be a list of guesses.
+        final = stated[-1:] if answer.name else stated
+        return all(any(self._values(ours, value) for ours in gold.values) for value in final)
 
     def _values(self, gold: str, answer: str) -> bool:
         gold, answer = as_relation(gold), as_relation(answer)
