@@ -36,7 +36,7 @@ Leaf = Callable[[str, str], bool]
 
 _MOST = 64
 """Longest list that is compared element by element."""
-_CHOICE = re.compile(r"(?:\\text\{ ?\(?([A-Z])\) ?\}|\(([A-Z])\)(?=[\d\\.-])|([A-Z])\)) ?(.*)")
+_CHOICE = re.compile(r"(?:\\text\{ ?\(?([A-Z])\) ?\}|\(([A-Z])\)(?=[\d\\.-])|([A-Z])(?:\)|[.:] ?(?=.))) ?(.*)")
 _CONGRUENCE = re.compile(r"(?:(.+)\\equiv ?)?(.+)\\pmod\{(.+)\}")
 
 
@@ -58,17 +58,17 @@ def equivalent(gold: str, answer: str, leaf: Leaf, *, rel_tol: float = 0.0) -> b
     if where and wherever and where != wherever:
         return False
     try:
-        return _Comparison(leaf, rel_tol).whole(gold, _chosen(answer, gold))
+        return _Comparison(leaf, rel_tol).whole(_chosen(gold, answer), _chosen(answer, gold))
     except RecursionError:  # brackets in brackets without end
         return False
 
 
-def _chosen(answer: str, gold: str) -> str:
-    r"""Of a choice with its text, as in ``\text{(C)} 12``, what the gold answer is."""
-    match = _CHOICE.fullmatch(answer)
-    if match is None or not match[4] or plain_text(answer) is not None:
-        return answer
-    letter = plain_text(gold, short=True)
+def _chosen(one: str, other: str) -> str:
+    r"""Of a choice with its text, as in ``\text{(C)} 12``, what the other answer is, letter or text."""
+    match = _CHOICE.fullmatch(one)
+    if match is None or not match[4] or plain_text(one) is not None:
+        return one
+    letter = plain_text(other, short=True)
     return next(filter(None, match.groups())) if letter and len(letter) == 1 else match[4]
 
 

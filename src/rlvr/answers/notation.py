@@ -151,6 +151,7 @@ _REWRITES: list[tuple[str, _Replacement]] = [
 ]
 _COMPILED = [(re.compile(pattern, re.DOTALL), replacement) for pattern, replacement in _REWRITES]
 _BACKSLASHES = re.compile(r"\\\\(?=[a-zA-Z(){}\[\]$%!,;:])")
+_AROUND = re.compile(r"^\s*\$*\s*|(?:(?<!\\)\$|[\s.])+$")
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _CONTINUED = re.compile(r";\s*=")
 _TAKES_ARGUMENTS = re.compile(r"(\\frac|\\binom|\\sqrt|\\text)(?![a-z])\s*")
@@ -258,7 +259,7 @@ def normal_form(text: str) -> str:
     text = _ROW_END.sub(";", text)
     if "matrix" not in text and "array" not in text:  # aligned steps: one chain
         text = _CONTINUED.sub("=", text.replace("&", ""))
-    text = text.strip()
+    text = _AROUND.sub("", text)
     while text.startswith("{") and "\\choose" not in text and "\\over" not in text and _argument(text, 0, digits=False)[1] == len(text):
         text = text[1:-1].strip()
     for pattern, replacement in _COMPILED:
