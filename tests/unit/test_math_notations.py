@@ -1,12 +1,11 @@
-r"""Metamorphic tests of the math verifier: a value written otherwise is the same, one changed by little is not.
+r"""Metamorphic tests of the math verifier on gold answers of real data and on families of notations.
 
-The values are generated, or the gold answers of real evaluation sets.
+A value written otherwise is the same; one that is changed by little is not.
 """
 
 import random
 import re
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -44,7 +43,8 @@ def golds(name: str) -> list[str]:
 
 UNICODE = {
     r"\\pi(?![a-z])": "π", r"\\infty(?![a-z])": "∞", r"\\cup(?![a-z])": "∪", r"\\pm(?![a-z])": "±", "-": "−",
-    r"\^\{?\\circ\}?": "°", r"\\geq?(?![a-z])|\\geqslant": "≥", r"\\omega(?![a-z_])": "ω", r"\\cdot(?![a-z])": "·",
+    r"\^\{?\\circ\}?": "°", r"\\geq?(?![a-z])|\\geqslant": "≥", r"\\omega(?![a-z_])": "ω",
+    r"\\cdot(?![a-z])": "·",
     r"\\sqrt\{(\d+)\}": r"√\1", r"\^(?:2|\{2\})(?!\d)": "²", r"\\lfloor": "⌊", r"\\rfloor": "⌋",
 }  # fmt: skip
 
@@ -71,16 +71,18 @@ REWRITES: dict[str, Callable[[str], str]] = {
     "display style": lambda gold: r"\displaystyle " + gold,
     "dfrac": lambda gold: re.sub(r"\\frac(?![a-z])", r"\\dfrac", gold),
     "tfrac": lambda gold: re.sub(r"\\d?frac(?![a-z])", r"\\tfrac", gold),
-    "left and right": lambda gold: re.sub(r"(?<!\\left)\(([^()]*)\)(?!\))", r"\\left(\1\\right)", gold)
-    if "left" not in gold
-    else gold,
-    "without left and right": lambda gold: re.sub(r"\\left(?![a-z])|\\right(?![a-z.])", "", gold)
-    if r"\right." not in gold
-    else gold,
+    "left and right": lambda gold: (
+        re.sub(r"(?<!\\left)\(([^()]*)\)(?!\))", r"\\left(\1\\right)", gold) if "left" not in gold else gold
+    ),
+    "without left and right": lambda gold: (
+        re.sub(r"\\left(?![a-z])|\\right(?![a-z.])", "", gold) if r"\right." not in gold else gold
+    ),
     "Unicode": in_unicode,
     "slash": slashed,
     "spaces": spaced,
-    "no spaces": lambda gold: re.sub(r"(?<=[\d,+=}-]) +(?=[\d+=-])", "", gold) if "text" not in gold else gold,
+    "no spaces": lambda gold: (
+        re.sub(r"(?<=[\d,+=}-]) +(?=[\d+=-])", "", gold) if "text" not in gold else gold
+    ),
     "text as mbox": lambda gold: gold.replace(r"\text", r"\mbox"),
     "bare indices": lambda gold: re.sub(r"_\{(\w)\}", r"_\1", gold),
     "braced powers": lambda gold: re.sub(r"\^(\w)(?!\w)", r"^{\1}", gold),
@@ -107,7 +109,9 @@ def another_digit(gold: str, draw: random.Random) -> str:
 def test_golds_with_another_digit(verifier: MathVerifier, name: str) -> None:
     """One digit that is another one is a wrong answer, wherever it stands."""
     draw = random.Random(4)
-    pairs = [(gold, another_digit(gold, draw)) for gold in golds(name) if re.search(r"\d", gold) for _ in "123"]
+    pairs = [
+        (gold, another_digit(gold, draw)) for gold in golds(name) if re.search(r"\d", gold) for _ in "123"
+    ]
     wrong = [pair for pair, same in zip(pairs, judged(verifier, pairs), strict=True) if same]
     assert not wrong, f"{len(wrong)} of {len(pairs)}: {wrong[:60]}"
 
@@ -123,8 +127,10 @@ def value(gold: str) -> float | None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_golds_are_told_apart(verifier: MathVerifier, name: str) -> None:
-    """Each gold answer that is a number is unlike the next larger and smaller one of its set, and unlike any other."""
-    numbers = sorted((size, gold) for gold in golds(name) if "," not in gold and (size := value(gold)) is not None)
+    """A gold answer that is a number is unlike the next larger one of its set, and unlike any other."""
+    numbers = sorted(
+        (size, gold) for gold in golds(name) if "," not in gold and (size := value(gold)) is not None
+    )
     draw = random.Random(5)
     others = [draw.choice(numbers) for _ in numbers]
     pairs = [

@@ -1,10 +1,23 @@
 """One spelling an answer, for majority votes."""
 
+import re
+
 from rlvr.answers.notation import normal_form, split_condition
 from rlvr.answers.quantities import number, plain_text, split_unit
-from rlvr.answers.structure import as_relation, brackets, elements, interval, matrix, split, statement
+from rlvr.answers.structure import (
+    alternatives,
+    as_relation,
+    brackets,
+    elements,
+    in_tuples,
+    interval,
+    matrix,
+    split,
+    statement,
+)
 
 _MOST_BRACKETS = 64
+_BETWEEN = re.compile(r"(\\[A-Za-z]+ )| ")
 
 
 def canonical(answer: str) -> str:
@@ -20,11 +33,13 @@ def canonical(answer: str) -> str:
 
 
 def _list(text: str) -> str:
-    parts = elements(text)
-    if len(parts) == 1:
-        one = statement(parts[0])
-        return one.text if one.equation else _value(one.values[-1])
-    return ", ".join(sorted(set(map(_list, parts))))
+    text = alternatives(text)
+    statements = [statement(part) for part in elements(text)]
+    if len(statements) == 1:
+        (one,) = statements
+        return _value(one.values[-1]) if one.name or len(one.values) == 1 else one.text
+    statements, _ = in_tuples(statements, statements)
+    return ", ".join(sorted({s.text if s.equation else _value(s.values[-1]) for s in statements}))
 
 
 def _value(text: str) -> str:
@@ -45,5 +60,7 @@ def _value(text: str) -> str:
     if parts[0] != text:
         return _list(parts[0])
     bare, _ = split_unit(text)
-    exact = number(bare)
-    return str(exact.value) if exact else plain_text(bare) or bare
+    if exact := number(bare):
+        return str(exact.value)
+    words = None if bare.isupper() else plain_text(bare)
+    return words or _BETWEEN.sub(r"\1", bare)

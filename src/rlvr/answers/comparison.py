@@ -36,7 +36,9 @@ Leaf = Callable[[str, str], bool]
 
 _MOST = 64
 """Longest list that is compared element by element."""
-_CHOICE = re.compile(r"(?:\\text\{ ?\(?([A-Z])\) ?\}|\(([A-Z])\)(?=[\d\\.-])|([A-Z])(?:\)|[.:] ?(?=.))) ?(.*)")
+_CHOICE = re.compile(
+    r"(?:\\text\{ ?\(?([A-Z])\) ?\}|\(([A-Z])\)(?=[\d\\.-])|([A-Z])(?:\)|[.:] ?(?=.))) ?(.*)"
+)
 _CONGRUENCE = re.compile(r"(?:(.+)\\equiv ?)?(.+)\\pmod\{(.+)\}")
 
 
@@ -211,7 +213,9 @@ class _Comparison:
                 return _same_number(ours, theirs)
             return _same_number(ours, theirs) or rounds(gold, theirs.value) or rounds(answer, ours.value)
         words = plain_text(gold), plain_text(answer)
-        if all(words) or any(word and "\\text" in text for word, text in zip(words, (gold, answer), strict=True)):
+        if all(words) or any(
+            word and "\\text" in text for word, text in zip(words, (gold, answer), strict=True)
+        ):
             return plain_text(gold, short=True) == plain_text(answer, short=True)
         return self.leaf(gold, answer)
 

@@ -79,8 +79,8 @@ def final_answer(text: str, how: Extraction = "last") -> str | None:
         return _stated(tail, final=True) or boxed
     if how == "boxed":
         return None
-    if tagged := _TAGGED.findall(tail):
-        return tagged[-1].strip()
+    if tagged := list(_TAGGED.finditer(tail)):
+        return tagged[-1][1].strip()
     stated = _stated(tail, final=False)
     if stated is not None or how == "stated":
         return stated
@@ -120,7 +120,7 @@ def _around(text: str) -> bool:
 
 
 def _boxed(text: str) -> tuple[str | None, int]:
-    r"""The last box, or the last boxes where they are joined, and where it ends; else the last ``\boxed 5``."""
+    r"""The last box, or the last boxes where they are joined, or ``\boxed 5``; and where it ends."""
     boxes: list[tuple[int, int, int]] = []
     stack: list[tuple[int, int] | None] = []
     first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=len(text))
@@ -167,7 +167,11 @@ def _stated(text: str, *, final: bool) -> str | None:
     sentence = _QUOTES.sub("", rest[: end.start()] if end else rest)
     if choice := _CHOICE.match(sentence):
         return choice[1] if not final else None
-    if sentence.startswith(("$", "\\(")) and _around(sentence) and (spans := _joined_spans(sentence, last=False)):
+    if (
+        sentence.startswith(("$", "\\("))
+        and _around(sentence)
+        and (spans := _joined_spans(sentence, last=False))
+    ):
         return spans
     if is_formula(sentence) or (sentence.startswith(("$", "\\(", "(")) and not _prose(sentence)):
         return sentence if not final or any(c.isdigit() or c in "$\\" for c in sentence) else None

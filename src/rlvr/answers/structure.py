@@ -1,4 +1,4 @@
-r"""How an answer in normal form is built: lists, tuples, sets, matrices, intervals, equations under a name."""
+r"""How an answer in normal form is built: lists, tuples, matrices, intervals, equations under a name."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -60,7 +60,9 @@ def elements(text: str) -> list[str]:
         parts = [text]
     signed: list[str] = []
     for part in parts:
-        both = [part.replace("\\pm", sign).replace("\\mp", other) for sign, other in ("+-", "-+")]
+        both = [
+            re.sub(r"\\pm ?", sign, re.sub(r"\\mp ?", other, part)) for sign, other in ("+-", "-+")
+        ]
         signed += [re.sub(r"(^|[=({])\+", r"\1", one) for one in both] if "\\pm" in part else [part]
     return signed or [text]
 
@@ -230,9 +232,7 @@ def distinct(statements: Iterable[Statement]) -> list[Statement]:
     return list(found.values())
 
 
-def in_tuples(
-    golds: list[Statement], answers: list[Statement]
-) -> tuple[list[Statement], list[Statement]]:
+def in_tuples(golds: list[Statement], answers: list[Statement]) -> tuple[list[Statement], list[Statement]]:
     """Tuples of what comes under several names in turn, as in ``p=5, q=2; p=7, q=2``.
 
     Where both sides have names, these order the places; where one has, plain values are taken in its order.

@@ -30,7 +30,9 @@ _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none"
 )
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
-_JUXTAPOSED = re.compile(r"(?<=[\d)])\s*(?=[(\[{]|\\\{|\\binom|\\frac)|(?<=\})\s*(?=\\binom)|(?<=\))\s*(?=\d)|(?<=\d)\s+(?=\d)")
+_JUXTAPOSED = re.compile(
+    r"(?<=[\d)])\s*(?=[(\[{]|\\\{|\\binom|\\frac)|(?<=\})\s*(?=\\binom)|(?<=\))\s*(?=\d)|(?<=\d)\s+(?=\d)"
+)
 _BRACED = re.compile(r"(?<![\w\]}^*])\{(\d+(?:\.\d+)?)\}")
 _CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
 _GAMMA = re.compile(r"\\gamma(?![a-z])")
@@ -68,7 +70,11 @@ def same_formula(gold: str, answer: str, *, rel_tol: float = 0.0) -> bool:
         return False
     scalars = [isinstance(x, sympy.Expr) and not isinstance(x, sympy.MatrixExpr) for x in (ours, theirs)]
     if all(scalars):
-        return _same_value(ours, theirs, max(_AGREEMENT, rel_tol)) or _rounded(gold, theirs) or _rounded(answer, ours)
+        return (
+            _same_value(ours, theirs, max(_AGREEMENT, rel_tol))
+            or _rounded(gold, theirs)
+            or _rounded(answer, ours)
+        )
     if isinstance(ours, Relational) and isinstance(theirs, Relational):
         return _same_relation(ours, theirs)
     if any(scalars):
@@ -117,7 +123,9 @@ def _parse(text: str) -> Any:
 
 
 def _is_odd_root(formula: sympy.Basic) -> bool:
-    power = formula.is_Pow and formula.base.is_Rational and formula.base.is_negative and formula.exp.is_Rational
+    power = (
+        formula.is_Pow and formula.base.is_Rational and formula.base.is_negative and formula.exp.is_Rational
+    )
     return bool(power) and formula.exp.q % 2 == 1 and formula.exp.q > 1
 
 
@@ -203,7 +211,11 @@ def _same_relation(gold: Relational, answer: Relational) -> bool:
     symbols = sorted(ours[1].free_symbols | theirs[1].free_symbols, key=str)
     sampled = list(_sampled([ours[1], theirs[1]], symbols))
     values = [pair for pair in sampled if any(abs(value) > _AGREEMENT for value in pair)]  # a point of both
-    if len(sampled) < _POINTS or len(values) < 3 or any(abs(value) <= _AGREEMENT for pair in values for value in pair):
+    if (
+        len(sampled) < _POINTS
+        or len(values) < 3
+        or any(abs(value) <= _AGREEMENT for pair in values for value in pair)
+    ):
         return False
     ratios = [a / b for a, b in values]
     ordered = ours[0] not in (sympy.Eq, sympy.Ne)

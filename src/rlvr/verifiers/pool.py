@@ -55,7 +55,12 @@ class WorkerPool:
     def __init__(
         self, workers: int = 2, *, deadline_s: float = 3.0, memory_mib: int = 1024, rel_tol: float = 0.0
     ) -> None:
-        self.workers, self.deadline_s, self.memory_mib, self.rel_tol = workers, deadline_s, memory_mib, rel_tol
+        self.workers, self.deadline_s, self.memory_mib, self.rel_tol = (
+            workers,
+            deadline_s,
+            memory_mib,
+            rel_tol,
+        )
         self._requests: queue.SimpleQueue[tuple[Future[bool], str, str] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._running: set[_Worker] = set()
