@@ -351,6 +351,7 @@ def test_exact_numbers() -> None:
         pytest.param({"workers": 0}, "verifier.workers=0", id="workers"),
         pytest.param({"deadline_s": 0.0}, "verifier.deadline_s=0.0", id="deadline"),
         pytest.param({"memory_mib": 16}, "verifier.memory_mib=16", id="memory"),
+        pytest.param({"rel_tol": 1.0}, "verifier.rel_tol=1.0", id="tolerance"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments: dict[str, object], said: str) -> None:

@@ -33,7 +33,8 @@ def canonical(answer: str) -> str:
 
 
 def _list(text: str) -> str:
-    text = alternatives(text)
+    if not all(brackets(part)[0] for part in elements(text)):
+        text = alternatives(text)
     statements = [statement(part) for part in elements(text)]
     if len(statements) == 1:
         (one,) = statements

@@ -18,8 +18,8 @@ _COMMANDS = {
     "\u221a": "sqrt", "\u221b": "sqrt[3]", "\u221c": "sqrt[4]",
 }  # fmt: skip
 _GREEK = [
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
-    "xi", "omicron", "pi", "rho", "varsigma", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu",
+    "nu", "xi", "omicron", "pi", "rho", "varsigma", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
 ]  # fmt: skip
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2212\u2013\u2014\u2010\u2011", "-")

@@ -115,7 +115,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def _is_unit(text: str) -> bool:
-    r"""Whether words after a number count or measure: any in ``\text{}``, of bare ones those known or long."""
+    r"""Whether words after a number count or measure: any in ``\text{}``, of bare ones the known or long."""
     if _NO_UNIT & set(re.findall(r"[a-z]+", text.lower().replace("\\text", ""))):
         return False
     bare = re.findall(r"[A-Za-z]+", re.sub(r"\\text\{[^{}]*\}|\\cdot", "", text))

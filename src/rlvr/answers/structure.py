@@ -60,9 +60,7 @@ def elements(text: str) -> list[str]:
         parts = [text]
     signed: list[str] = []
     for part in parts:
-        both = [
-            re.sub(r"\\pm ?", sign, re.sub(r"\\mp ?", other, part)) for sign, other in ("+-", "-+")
-        ]
+        both = [re.sub(r"\\pm ?", sign, re.sub(r"\\mp ?", other, part)) for sign, other in ("+-", "-+")]
         signed += [re.sub(r"(^|[=({])\+", r"\1", one) for one in both] if "\\pm" in part else [part]
     return signed or [text]
 

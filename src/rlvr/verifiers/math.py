@@ -28,15 +28,36 @@ class MathVerifier:
     formulas by sympy in a worker process, see :class:`rlvr.verifiers.pool.WorkerPool`. What has no verdict
     there - out of time or memory, a crash - gets reward 0 and a reason that starts with "verifier error".
 
+    What graders differ in is decided so, and is no option but for the last:
+
+    - Per cent: 28% is 0.28. It is 28 too where the gold answer has the sign and the response leaves it out,
+      or adds it to an integer.
+    - Rounding: a decimal is a fraction or a root from six significant digits on.
+    - Units: one on one side is left out; two must be one, and none is converted. So with currencies, and with
+      a base that the response leaves out; one that it adds counts.
+    - Order: lists, also of tuples, and sets match in any order; tuples, intervals, matrices and ratios in
+      theirs. A list without brackets may be a tuple. What is said twice is said once, unless both sides
+      repeat something.
+    - Form: unsimplified is right (2/4 is 1/2), and so is an equation times a constant; 2:4 is not 1:2.
+    - Names: ``x = 5`` is 5, and of ``x = 2 + 3 = 5`` the last counts; of ``2 + 3 = 5`` all must be right.
+    - Boxes joined by a comma, "and" or "or" are one list; others are revisions, of which the last counts.
+    - Commas group thousands, ``1,234``; else, a single one may be a decimal comma, ``0,5``.
+    - Conditions ("for all n", ``k \in \mathbb{Z}``) may be left out by one side. Of "(C) 12" the gold answer
+      tells which is meant.
+    - Tolerance: none, but by ``rel_tol``.
+
     Args:
         extract: where the answer stands, see :func:`rlvr.answers.extraction.final_answer`: ``boxed``,
             ``stated`` or ``last``.
         workers: processes at a time; none is started before a formula needs one.
         deadline_s: seconds for one comparison, after which its worker is killed.
         memory_mib: address space of one worker, MiB.
+        rel_tol: how far a number may be from the gold one, as a share of it: 0 for exactly, 0.01 for physics
+            (Minerva). Holds in lists and tuples too, and never for formulas with variables.
 
     Raises:
-        ConfigError: for an unknown ``extract``, a size too small, or where math-verify is not installed.
+        ConfigError: for an unknown ``extract``, a size or share out of range, or where math-verify is not
+            installed.
     """
 
     def __init__(
