@@ -40,8 +40,9 @@ def judged(verifier: MathVerifier, pairs: list[tuple[str, str]]) -> list[bool]:
 
 
 def golds(name: str) -> list[str]:
-    """The first 400 gold answers of a set, each once."""
-    return list(dict.fromkeys(str(row["answer"]) for row in shared_data.rows(f"eval/{name}.jsonl")))[:400]
+    """Gold answers of a set, each once; of a long set, some from everywhere."""
+    found = list(dict.fromkeys(str(row["answer"]) for row in shared_data.rows(f"eval/{name}.jsonl")))
+    return found[:: len(found) // 150 or 1]
 
 
 def test_families_are_one_value(verifier: MathVerifier) -> None:
@@ -182,7 +183,7 @@ def test_golds_are_told_apart(verifier: MathVerifier, name: str) -> None:
         for (x, one), (y, other) in [*pairwise(numbers), *zip(numbers, others, strict=True)]
         if abs(x - y) > 1e-9 * abs(x)
     ]
-    assert len(pairs) > 100
+    assert len(pairs) > 50
     wrong = [pair for pair, same in zip(pairs, judged(verifier, pairs), strict=True) if same]
     assert not wrong, f"{len(wrong)} of {len(pairs)}: {wrong[:60]}"
 

@@ -297,14 +297,19 @@ def test_structures_written_otherwise(verifier: MathVerifier, left: str, right: 
 
 
 def test_shared_cases(verifier: MathVerifier) -> None:
-    """97 % of what any sound grader agrees on, and no more false positives than math-verify alone."""
+    """98 % of what any sound grader agrees on, without a false positive; elsewhere as few as math-verify."""
     cases = shared_data.rows("verifier/cases.jsonl")
     futures = [verifier.submit(prompt(case["gold"]), case["pred"]) for case in cases]
     correct = [future.result().correct for future in futures]
     plain = [
         c == case["expected"] for c, case in zip(correct, cases, strict=True) if case["label"] == "plain"
     ]
-    assert sum(plain) >= 0.97 * len(plain)
+    assert sum(plain) >= 0.98 * len(plain)
+    assert not [
+        case
+        for c, case in zip(correct, cases, strict=True)
+        if c > case["expected"] and case["label"] == "plain"
+    ]
     wrong = [(c, case) for c, case in zip(correct, cases, strict=True) if not case["expected"]]
     alone = 0
     for _, case in wrong:

@@ -31,11 +31,15 @@ _FUNCTION = re.compile(
 
 def depth(token: str) -> int:
     """By how many brackets a token opens more than it closes."""
+    if token[0] != "\\":
+        return _DEPTH.get(token, 0)
     return _DEPTH.get(token, 0) + token.startswith("\\begin{") - token.startswith("\\end{")
 
 
 def split(text: str, separators: set[str]) -> list[str]:
     """Split where a separator stands outside all brackets."""
+    if not any(separator in text for separator in separators):  # the usual case
+        return [text.strip()]
     parts, level, begin = [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match.group()
@@ -67,12 +71,12 @@ def elements(text: str) -> list[str]:
 
 def inside(text: str, kind: str) -> str | None:
     """What stands between one pair of brackets that holds the whole text."""
+    if not text.startswith((kind[0], "\\" + kind[0])):
+        return None
     level = 0
     for match in _TOKEN.finditer(text):
         token = match.group()
         level += depth(token)
-        if match.start() == 0 and token.lstrip("\\") != kind[0]:
-            return None
         if level <= 0:
             whole = match.end() == len(text) and token.lstrip("\\") == kind[1]
             return text[1 + text.startswith("\\") : match.start()] if whole else None
