@@ -18,7 +18,8 @@ does not fall on one. Medians of the rounds; a ratio is one of the same round. T
 and responses, whatever was computed beside them. MFU is the work on real tokens (2 operations a parameter,
 attention within the sequence, the head on responses; three times that with backward) over the seconds and
 the rate of a plain matrix product in the same arithmetic, measured in every process. Memory is the highest
-of the process, on CUDA of the allocator.
+of the process, on CUDA of the allocator. With ``--clock process`` seconds are those of the processor, for one
+thread on a machine that others use too.
 """
 
 import argparse
@@ -52,6 +53,7 @@ from rlvr.policy import Policy
 MIB = 2**20
 WAYS = ("padded", "sorted", "packed", "trl")
 PRECISIONS = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 LR = 1e-6
 
 
@@ -107,16 +109,19 @@ class Batches(IterableDataset[Batch]):
 class Watch(Callback):
     """Seconds, loss and gradient norm of the last update."""
 
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Forget the update before."""
         pl_module.ledger.close(lambda values: values)
-        self.begin = time.perf_counter()
+        self.begin = self.clock()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Read off the module what it has done."""
         loss = float(outputs["loss"])  # waits for the device
         row = pl_module.ledger.close(lambda values: values)
-        self.seen = time.perf_counter() - self.begin, loss, row["train/grad_norm"]
+        self.seen = self.clock() - self.begin, loss, row["train/grad_norm"]
 
 
 def autocast(args: argparse.Namespace) -> AbstractContextManager[Any]:
@@ -166,7 +171,7 @@ def ours(args: argparse.Namespace) -> Passes:
         )
 
     def update(steps: list[Step]) -> tuple[float, float, float]:
-        watch = Watch()
+        watch = Watch(CLOCKS[args.clock])
         trainer = Trainer(
             accelerator="cpu" if args.device == "cpu" else "gpu",
             devices=1,
@@ -264,11 +269,12 @@ def trl(args: argparse.Namespace) -> Passes:
 
 def timed(args: argparse.Namespace, work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, and what came of it."""
-    begin = time.perf_counter()
+    clock = CLOCKS[args.clock]
+    begin = clock()
     result = work()
     if args.device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin, result
+    return clock() - begin, result
 
 
 def matmul_rate(args: argparse.Namespace, size: int) -> float:
@@ -365,6 +371,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--clock", default="wall", choices=CLOCKS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
@@ -386,7 +393,8 @@ def main() -> None:
     print(
         f"{args.rows} rows of {min(map(sum, problem.lengths))} to {max(map(sum, problem.lengths))} tokens, "
         f"{problem.tokens} in all, {problem.responses} of them responses; {args.rows_per_pass} rows a pass; "
-        f"{args.device}, {args.threads} threads, median of {args.repeats}, torch {torch.__version__}; "
+        f"{args.device}, {args.threads} threads, {args.clock} clock, median of {args.repeats}, "
+        f"torch {torch.__version__}; "
         f"load {os.getloadavg()[0]:.1f}"
     )
     for precision in args.precisions:
