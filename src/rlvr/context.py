@@ -1,9 +1,9 @@
 """Context parallelism: ranks that compute one packed row together, each a chunk of its tokens (Ulysses).
 
 Between attention layers a rank holds its chunk of the row, every head of it; in attention an all-to-all gives
-it the whole row for its share of the heads, and another takes that back (DeepSpeed-Ulysses, Jacobs et al. 2023,
-arXiv:2309.14509). Outside the model's body nothing is shared: every rank brings its own sequences and takes
-their states home, so that the head, the loss and diagnostics see whole sequences, as they do without it.
+it the whole row for its share of the heads, and another takes that back (DeepSpeed-Ulysses, Jacobs et al.
+2023, arXiv:2309.14509). Outside the model's body nothing is shared: every rank brings its own sequences and
+takes their states home, so that the head, the loss and diagnostics see whole sequences, as without it.
 """
 
 import math

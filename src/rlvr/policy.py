@@ -133,8 +133,8 @@ class Policy(nn.Module):
         """Refuse to compute rows on ``size`` ranks together, of ``ranks`` in all; needs no weights.
 
         Raises:
-            ConfigError: where rows are padded, heads cannot be shared out, or rotary frequencies depend on the
-                row.
+            ConfigError: where rows are padded, where heads cannot be shared out, or where rotary frequencies
+                depend on the row.
         """
         if self._packing is False or self.model.config._attn_implementation != PACKED_SDPA:
             raise ConfigError(
