@@ -3,13 +3,19 @@
 import json
 import os
 import socket
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from runs import FORKSERVER, SMALL, entry
 from torch.profiler import ProfilerActivity, profile
+
+from rlvr.context import ContextGroup
 
 
 class Witness(Callback):
@@ -64,6 +70,34 @@ def train_ranks(folder: Path, ranks: int, *overrides: str, timeout_s: float = 12
         process.join(timeout_s)
         process.kill()
     return [process.exitcode for process in processes]
+
+
+def on_ranks(
+    folder: Path, ranks: int, work: Callable[..., None], *arguments: Any, backend: str = "gloo"
+) -> None:
+    """Call ``work(context, *arguments)`` in processes that are the ranks of one group; fails as it does."""
+    processes = [
+        FORKSERVER.Process(target=_member, args=(folder, rank, ranks, backend, work, arguments))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    errors = [(folder / f"{rank}.txt").read_text() for rank in range(ranks)]
+    assert [process.exitcode for process in processes] == [0] * ranks, "\n".join(errors)
+
+
+def _member(
+    folder: Path, rank: int, ranks: int, backend: str, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.dup2(os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    work(ContextGroup(dist.group.WORLD), *arguments)
+    dist.destroy_process_group()
 
 
 def _rank(overrides: list[str], folder: Path, environment: dict[str, Any]) -> None:

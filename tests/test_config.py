@@ -151,6 +151,7 @@ def test_a_benchmark_composes_and_checks_in_an_evaluation(choice: str) -> None:
 # What cannot work
 # ------------------------------------------------------------
 
+TWO_RANKS = ("trainer=fsdp", "trainer.devices=2", "engine.own_copy=true")
 WRONG = [
     pytest.param(["clip=id", "clip.trun=0.4"], "trun", id="a misspelt key"),
     pytest.param(["clip=constant", "clip.turn=0.4"], "turn", id="a key of another choice"),
@@ -269,6 +270,26 @@ WRONG = [
     pytest.param(
         ["data.max_new_tokens=60"], "data.max_new_tokens=60", id="more tokens than the model has positions"
     ),
+    pytest.param(
+        [*TWO_RANKS, "trainer.strategy.context_parallel_size=0"],
+        "context_parallel_size=0",
+        id="a group of none",
+    ),
+    pytest.param(
+        [*TWO_RANKS, "trainer.strategy.context_parallel_size=3"],
+        "expected a divisor of the 2 ranks",
+        id="groups that do not go round the ranks",
+    ),
+    pytest.param(
+        [*TWO_RANKS, "trainer.strategy.context_parallel_size=2"],
+        "the policy's 3 attention heads and of the 2 ranks: 1; try trainer.strategy.context_parallel_size=1",
+        id="heads that do not go round a group",
+    ),
+    pytest.param(
+        [*TWO_RANKS, "trainer.strategy.context_parallel_size=2", "policy.packing=false"],
+        "policy.packing not false",
+        id="padded rows in chunks",
+    ),
     pytest.param(["policy.path=/nowhere"], "policy.path=/nowhere", id="no such policy folder"),
     pytest.param(["policy.path=/nowhere.gguf"], "policy.path=/nowhere.gguf", id="no such policy file"),
     pytest.param(["policy.dtype=int8"], "policy.dtype=int8", id="no such dtype"),
@@ -284,6 +305,8 @@ NEEDS_THE_POLICY = {
     "more tokens than the model has positions",
     "an engine for no sequence",
     "no such precision",
+    "heads that do not go round a group",
+    "padded rows in chunks",
     "no such policy folder",
     "no such policy file",
     "no such dtype",

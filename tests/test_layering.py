@@ -24,6 +24,7 @@ LAYERS = {
     "answers": 0,
     "packing": 0,
     "batch": 1,
+    "context": 1,
     "attention": 1,
     "policy": 1,
     "algorithm": 1,

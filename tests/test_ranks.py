@@ -1,4 +1,4 @@
-"""One rank, two with replicas (DDP) and two with shards (FSDP2) train alike, fail together, and resume."""
+"""One rank, two with replicas (DDP), with shards (FSDP2) or in a group train alike, fail, and resume."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from models import shared_keys
 from ranks import train_ranks
 from runs import SMALL, rows, train
 from safetensors.torch import load_file
@@ -46,6 +47,10 @@ CASES = {
     "clip_cov": ("algorithm=clip_cov", "algorithm.loss.fraction=0.2", "data.lookahead=1",
                  "correction=token_truncation", "algorithm.loss.low=-1.0",
                  "data.max_prompt_tokens=32", "data.tokens_per_micro_batch=40"),
+    # Whole sequences' statistics, in micro-batches whose rows are of both ranks, of one, or of none.
+    "context": ("algorithm=gspo", "algorithm.kl_coef=0.01", "data.num_prompts=15", "data.group_size=2",
+                "data.max_prompt_tokens=24", "data.tokens_per_micro_batch=60",
+                "+callbacks.probe._target_=rlvr.callbacks.EntropyProbe", "+callbacks.probe.every=1"),
 }  # fmt: skip
 KINDS = {
     "od": {
@@ -53,6 +58,14 @@ KINDS = {
         "fsdp": ("trainer=fsdp", *SHARED, "policy.activation_checkpointing=true"),
     },
     "clip_cov": {"fsdp": ("trainer=fsdp", *OWN_COPY, "trainer.strategy.offload=true")},
+    "context": {
+        "context": (
+            "trainer=fsdp",
+            *OWN_COPY,
+            "policy.activation_checkpointing=true",
+            "trainer.strategy.context_parallel_size=2",
+        )
+    },
 }
 
 
@@ -73,10 +86,12 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     case = request.param
     folder = tmp_path_factory.mktemp(case)
     done = {}
+    # The embedded policy's three heads are not to be shared by two ranks.
+    model = (f"policy.path={shared_keys(folder / 'model')}", "threads=1") if case == "context" else ()
     for kind, overrides in {"one": OWN_COPY, **KINDS[case]}.items():
         place = folder / kind
         witness = ("+callbacks.witness._target_=ranks.Witness", f"+callbacks.witness.folder={place}")
-        arguments = (*ALIKE, *CASES[case], *overrides, *witness)
+        arguments = (*ALIKE, *CASES[case], *model, *overrides, *witness)
         if kind == "one":
             assert train(place, *arguments) == 0
         else:
@@ -143,13 +158,20 @@ def test_gradients_are_reduced_once_a_minibatch(runs: dict[str, Run]) -> None:
     """A mini-batch has up to two micro-batches; FSDP has two layers and a root, each reduced by itself."""
     for kind, run in runs.items():
         updates = [line["sent"] for line in run.seen[0] if line["iteration"] == 0]
-        if kind == "fsdp":
+        if kind in ("fsdp", "context"):
             assert [sent["c10d::_reduce_scatter_base_"] for sent in updates] == [3] * 5
         elif kind == "ddp":
             assert len({sent["c10d::allreduce_"] for sent in updates[1:]}) == 1
             assert updates[1]["c10d::allreduce_"] <= 3
         else:
             assert not any(updates)
+
+
+def test_only_groups_exchange_states(runs: dict[str, Run]) -> None:
+    for kind, run in runs.items():
+        updates = [line["sent"] for line in run.seen[0] if line["iteration"] == 0]
+        exchanges = [sent.get("c10d::alltoall_base_", 0) for sent in updates]
+        assert all(exchanges) if kind == "context" else not any(exchanges)
 
 
 def _gap(theirs: Tensor, ours: Tensor) -> float:

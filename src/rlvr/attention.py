@@ -1,5 +1,6 @@
 """Attention over sequences that stand one after the other in a single row, none of which sees another."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlvr.context import ContextGroup
+
+Attention = Callable[..., tuple[Tensor, None]]
 PACKED_SDPA = "rlvr_packed_sdpa"
 """Name under which transformers finds :func:`packed_sdpa`; without ``sequence_lengths`` it is ``sdpa``."""
 
@@ -39,7 +43,7 @@ def packed_sdpa(
     Returns:
         [1, N, heads, head size], and no attention weights.
     """
-    attend: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
+    attend: Attention = sdpa_attention_forward
     if sequence_lengths is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
@@ -54,5 +58,45 @@ def packed_sdpa(
     return torch.cat(outputs, dim=1), None
 
 
-AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+class Shared:
+    """An attention; where it is called with a ``context``, of a row of which each rank holds a chunk.
+
+    Args:
+        attend: as transformers calls it.
+    """
+
+    def __init__(self, attend: Attention) -> None:
+        self.attend = attend
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        context: ContextGroup | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Attention of the chunk's tokens, [1, n, heads, head size]; all ranks of the context call it."""
+        if context is None:
+            return self.attend(module, query, key, value, attention_mask, **kwargs)
+        query, key, value = context.to_heads(query, key, value)
+        if (groups := query.shape[1] // key.shape[1]) != getattr(module, "num_key_value_groups", groups):
+            # sdpa asks the layer how often to repeat keys, of which some have been.
+            module = copy.copy(module)
+            module.num_key_value_groups = groups  # type: ignore[assignment]
+        output, _ = self.attend(module, query, key, value, attention_mask, **kwargs)
+        return context.to_tokens(output), None
+
+
+def share(name: str) -> None:
+    """Let the implementation that transformers has by this name be called with a ``context``."""
+    attend = AttentionInterface()[name]
+    if not isinstance(attend, Shared):
+        AttentionInterface.register(name, Shared(attend))
+
+
+AttentionInterface.register(PACKED_SDPA, Shared(packed_sdpa))
 AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)

@@ -23,7 +23,7 @@ from rlvr.losses import Totals
 from rlvr.minibatches import minibatch_rows
 from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
-from rlvr.packing import micro_batches
+from rlvr.packing import shared_micro_batches
 from rlvr.policy import Policy
 from rlvr.prompts import PromptOrder, encode
 from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
@@ -334,8 +334,11 @@ class RolloutDataModule(LightningDataModule):
         lengths = [
             sequences.attention_mask[rows, part].sum(dim=1) for part in (slice(width), slice(width, None))
         ]
-        parts = micro_batches(
-            list(zip(*(length.tolist() for length in lengths), strict=True)),
+        ours = list(zip(*(length.tolist() for length in lengths), strict=True))
+        context = policy.context
+        parts = shared_micro_batches(
+            [ours] if context is None else context.gathered(ours),
+            0 if context is None else context.rank,
             rows=self.config.micro_batch_size,
             tokens=self.config.tokens_per_micro_batch,
             packed=policy.packing,

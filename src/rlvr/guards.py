@@ -1,6 +1,7 @@
 """What cannot work together: refused in one line with the override that mends it, or warned of."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,19 @@ def correction_of(cfg: DictConfig, sizes: DataConfig) -> Correction | None:
 
 
 def check_ranks(trainer: Trainer, sizes: DataConfig, checkpoint: Path | None) -> None:
-    """Refuse an iteration that leaves a rank without a prompt, and shards for a policy in one piece."""
+    """Refuse groups or prompts that do not go round the ranks, and shards for a policy in one piece."""
     if checkpoint is not None and checkpoint.is_dir() and not isinstance(trainer.strategy, FSDP):
         raise ConfigError(
             f"ckpt_path={checkpoint}",
             "a checkpoint in one file: this one is of shards",
             "trainer=fsdp, on any number of ranks",
+        )
+    size = trainer.strategy.context_parallel_size if isinstance(trainer.strategy, FSDP) else 1
+    if trainer.world_size % size:
+        raise ConfigError(
+            f"trainer.strategy.context_parallel_size={size}",
+            f"a divisor of the {trainer.world_size} ranks",
+            f"trainer.strategy.context_parallel_size={math.gcd(size, trainer.world_size)}",
         )
     if sizes.num_prompts < trainer.world_size:
         raise ConfigError(

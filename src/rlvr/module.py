@@ -128,6 +128,7 @@ class RLVRModule(LightningModule):
                 strategy.root_device,
                 compute_dtype=torch.bfloat16 if half else None,
                 offload=strategy.offload,
+                context=strategy.context,
             )
 
     def on_fit_start(self) -> None:

@@ -45,6 +45,37 @@ def micro_batches(
     return [order[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
+def shared_micro_batches(
+    group: Sequence[Sequence[tuple[int, int]]],
+    rank: int,
+    *,
+    rows: int,
+    tokens: int | None,
+    packed: bool,
+    agree: Callable[[int], int],
+) -> list[list[int]]:
+    """One rank's rows in the micro-batches of ranks that compute them together, :func:`micro_batches` of all.
+
+    Rows are taken in turn from each rank, so that all have some in most micro-batches: what comes after the
+    model's body is not shared.
+
+    Args:
+        group: prompt and response tokens of each row, by rank; of one rank alone in a group of one.
+        rank: whose rows are wanted.
+        rows: most rows in a micro-batch, over the group, where ``tokens`` is None.
+        tokens: most tokens in a micro-batch, over the group.
+        packed: whether rows are computed without padding.
+        agree: the largest of a number over all ranks, those of other groups too.
+
+    Returns:
+        That rank's row indices in each micro-batch; every row of its is in exactly one.
+    """
+    turns = sorted((row, owner) for owner, theirs in enumerate(group) for row in range(len(theirs)))
+    lengths = [group[owner][row] for row, owner in turns]
+    parts = micro_batches(lengths, rows=rows, tokens=tokens, packed=packed, agree=agree)
+    return [[row for row, owner in (turns[i] for i in part) if owner == rank] for part in parts]
+
+
 def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
     """Split rows into ``parts`` of nearly equal sums: the longest first, each into the smallest part yet.
 

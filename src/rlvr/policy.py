@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlvr.attention import PACKED_SDPA
+from rlvr.attention import PACKED_SDPA, share
 from rlvr.batch import Sequences
+from rlvr.context import ContextGroup
 from rlvr.errors import ConfigError
 from rlvr.logprobs import Objective, TokenStats, token_objective, token_stats
 
@@ -21,6 +23,7 @@ TINY = Path(__file__).parent / "assets" / "tiny"
 _HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
 _PACKING_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest mean gap of hidden states between packed and padded rows, as a share of their mean size."""
+_SHARING = "trainer.strategy.context_parallel_size"
 
 
 class Policy(nn.Module):
@@ -42,6 +45,7 @@ class Policy(nn.Module):
 
     Attributes:
         compute_dtype: what the weights are gathered as where they are sharded; None: their own.
+        context: ranks that compute each packed row together; None: this one alone.
 
     Raises:
         ConfigError: where there is no such model, its logits are not hidden states times a head, or it is to
@@ -78,6 +82,7 @@ class Policy(nn.Module):
         self.model: Any
         self.tokenizer: Any
         self.compute_dtype: torch.dtype | None = None
+        self.context: ContextGroup | None = None
         self._as_read = (self.path, getattr(torch, dtype), attention)
         self.model, self.tokenizer = _load(*self._as_read, empty=deferred)
         # Old and new log-probs must come from one function of the weights: no dropout anywhere.
@@ -124,6 +129,36 @@ class Policy(nn.Module):
         """Longest prompt and response together that the model takes, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
 
+    def check_sharing(self, size: int, ranks: int) -> None:
+        """Refuse to compute rows on ``size`` ranks together, of ``ranks`` in all; needs no weights.
+
+        Raises:
+            ConfigError: where rows are padded, where heads cannot be shared out, or where rotary frequencies
+                depend on the row.
+        """
+        if self._packing is False or self.model.config._attn_implementation != PACKED_SDPA:
+            raise ConfigError(
+                f"{_SHARING}={size}",
+                "a policy that packs: policy.packing not false, attention by sdpa or flash_attention_2",
+                "policy.packing=null policy.attention=sdpa",
+            )
+        heads = int(self.model.config.get_text_config().num_attention_heads)
+        if heads % size:
+            sizes = [each for each in range(1, ranks + 1) if heads % each == 0 == ranks % each]
+            raise ConfigError(
+                f"{_SHARING}={size}",
+                f"a divisor of the policy's {heads} attention heads and of the {ranks} ranks: "
+                + ", ".join(map(str, sizes)),
+                f"{_SHARING}={sizes[-1]}",
+            )
+        kinds = {str(getattr(module, "rope_type", "")) for module in self.model.modules()}
+        if any(grows in kind for kind in kinds for grows in ("dynamic", "longrope")):
+            raise ConfigError(
+                f"{_SHARING}={size} beside policy.path={self.path}",
+                "rotary frequencies that do not depend on how long a row is, of which each rank sees a chunk",
+                f"{_SHARING}=1",
+            )
+
     def check(self, device: torch.device) -> None:
         """Refuse a model that the fused head, or packing where it is wanted, would change; needs the weights.
 
@@ -133,14 +168,19 @@ class Policy(nn.Module):
         self._check_head(device)
         packs = self.model.config._attn_implementation == PACKED_SDPA
         self.packing = packs and self._keeps_apart(device)
-        if self._packing and not self.packing:
+        if not self.packing and (self._packing or self.context is not None):
+            wanted, off = "policy.packing=true", "policy.packing=null"
+            if self.context is not None:
+                wanted, off = f"{_SHARING}={self.context.size}", f"{_SHARING}=1"
             raise ConfigError(
-                f"policy.packing=true beside policy.path={self.path}",
+                f"{wanted} beside policy.path={self.path}",
                 "a model whose tokens meet in attention alone: this one carries other states along",
-                "policy.packing=null",
+                off,
             )
         if self._flash is not None:
             self.model.set_attn_implementation(self._flash)
+            if self.context is not None:
+                share(self.model.config._attn_implementation)
 
     def logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> TokenStats:
         """Log-prob, entropy and eq. 5 moments of the response tokens.
@@ -227,7 +267,7 @@ class Policy(nn.Module):
     def _predicting(self, sequences: Sequences) -> Tensor:
         """Final hidden states [N, D] at which the response tokens are predicted, in row order."""
         ids, attended, mask = sequences.input_ids, sequences.attention_mask, sequences.loss_mask
-        if not len(ids):
+        if not len(ids) and self.context is None:
             # A sharded model's ranks need each other in every pass: one token goes through and is not read.
             lone = ids.new_full((1, 1), self.pad_id)
             return self._hidden(lone, torch.ones_like(lone, dtype=torch.bool))[0, :0]
@@ -245,20 +285,23 @@ class Policy(nn.Module):
 
     def _packed_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Final hidden states of the attended tokens, in row order, computed without padding: [N, D]."""
-        position_ids = (attention_mask.long().cumsum(dim=-1) - 1)[attention_mask]
-        lengths = attention_mask.sum(dim=-1)
-        among: dict[str, Any]
+        ids, lengths = input_ids[attention_mask], attention_mask.sum(dim=-1).tolist()
+        if self.context is not None:
+            chunk = self.context.cut(ids, lengths, self.pad_id)
+            return chunk.home(self._row(chunk.ids, chunk.positions, chunk.lengths, context=self.context))
+        return self._row(ids, (attention_mask.long().cumsum(dim=-1) - 1)[attention_mask], lengths)
+
+    def _row(self, ids: Tensor, positions: Tensor, lengths: list[int], **among: Any) -> Tensor:
+        """Final hidden states [n, D] of a row of sequences with these lengths, or of a chunk of it."""
         if self.model.config._attn_implementation == PACKED_SDPA:
             # A mask of four dimensions is taken for a finished one: transformers makes none of N x N.
-            nothing = attention_mask.new_empty(1, 1, 1, 1)
-            among = {"attention_mask": nothing, "sequence_lengths": lengths.tolist()}
+            nothing = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+            among |= {"attention_mask": nothing, "sequence_lengths": lengths}
         else:
-            ends, longest = lengths.cumsum(dim=0), int(lengths.max())
-            starts = nn.functional.pad(ends, (1, 0)).int()
-            among = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-            among |= {"max_length_q": longest, "max_length_k": longest}
-        ids = input_ids[attention_mask]
-        return self._body(input_ids=ids[None], position_ids=position_ids[None], **among)[0]
+            starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device)
+            among |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+            among |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+        return self._body(input_ids=ids[None], position_ids=positions[None], **among)[0]
 
     def _body(self, **inputs: Any) -> Tensor:
         hidden: Tensor = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state

@@ -121,6 +121,8 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     elif trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         torch.set_num_threads(max((os.cpu_count() or 1) // trainer.num_devices, 1))
     policy = build(cfg, "policy", deferred=isinstance(trainer.strategy, FSDP))
+    if isinstance(trainer.strategy, FSDP) and (size := trainer.strategy.context_parallel_size) > 1:
+        policy.check_sharing(size, trainer.world_size)
     engine = build(
         cfg, "engine", policy=policy, local_rank=trainer.local_rank, local_ranks=trainer.num_devices
     )

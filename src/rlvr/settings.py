@@ -18,9 +18,10 @@ class DataConfig:
         group_size: responses a prompt.
         minibatches: optimizer steps in one pass over the responses.
         epochs: passes over the responses.
-        micro_batch_size: rows in one forward pass of the trainer.
+        micro_batch_size: rows in one forward pass of the trainer; of all its ranks, where several make it
+            together (``context_parallel_size``).
         tokens_per_micro_batch: instead, tokens in one forward pass, prompts included, and padding where there
-            is any; None: by ``micro_batch_size``.
+            is any; None: by ``micro_batch_size``. Where ranks make it together each holds its share of them.
         max_prompt_tokens: longer prompts are left out, and counted.
         max_new_tokens: longest response, stop token included.
         temperature: of training rollouts; logits are divided by it, > 0.

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from rlvr.context import ContextGroup
 from rlvr.errors import ConfigError
 from rlvr.policy import Policy
 
@@ -33,6 +34,7 @@ def shard(
     *,
     compute_dtype: torch.dtype | None = None,
     offload: bool = False,
+    context: ContextGroup | None = None,
 ) -> None:
     """Shard a deferred policy over the ranks of ``mesh``, layer by layer, and load its weights.
 
@@ -46,6 +48,7 @@ def shard(
         compute_dtype: what parameters are gathered as, and layers compute in; None: their own. Gradients are
             reduced in float32, or float64 for float64 parameters.
         offload: parameters, gradients and optimizer state live in host memory between uses.
+        context: ranks that compute each packed row together; None: this one alone.
 
     Raises:
         ConfigError: where the model names no layers, or as :class:`Policy` does.
@@ -84,7 +87,7 @@ def shard(
         setattr(policy.model.get_submodule(module), key, value)
     for method in METHODS:
         register_fsdp_forward_method(policy, method)
-    policy.compute_dtype = compute_dtype
+    policy.compute_dtype, policy.context = compute_dtype, context
     policy.check(device)
 
 

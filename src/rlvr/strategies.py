@@ -13,6 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.distributed.fsdp import FSDPModule
 
+from rlvr.context import ContextGroup
+from rlvr.errors import ConfigError, require_numbers
+
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 """By the device; metrics and offloaded parameters are on the CPU while models are on GPUs."""
 
@@ -58,15 +61,37 @@ class FSDP(ModelParallelStrategy):
             size.
         reduce_every_micro_batch: reduce gradients after each micro-batch instead of once a mini-batch: more
             traffic, but no rank holds a whole gradient.
+        context_parallel_size: consecutive ranks that compute each micro-batch together, a part of its tokens
+            each, for sequences that are too long for one; a divisor of their number.
         timeout_s: of a collective operation, in seconds; the longest that one rank may wait for another,
             rollouts included.
+
+    Attributes:
+        context: this rank's group where there is context parallelism, once there are processes.
+
+    Raises:
+        ConfigError: for a context parallel size that is no whole number from 1.
     """
 
     def __init__(
-        self, *, offload: bool = False, reduce_every_micro_batch: bool = False, timeout_s: float = 1800.0
+        self,
+        *,
+        offload: bool = False,
+        reduce_every_micro_batch: bool = False,
+        context_parallel_size: int = 1,
+        timeout_s: float = 1800.0,
     ) -> None:
         super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_s))
         self.offload, self.reduce_every_micro_batch = offload, reduce_every_micro_batch
+        require_numbers("trainer.strategy", context_parallel_size=context_parallel_size)
+        if context_parallel_size < 1 or context_parallel_size != int(context_parallel_size):
+            raise ConfigError(
+                f"trainer.strategy.context_parallel_size={context_parallel_size}",
+                "a number of ranks, 1 is off",
+                "trainer.strategy.context_parallel_size=1",
+            )
+        self.context_parallel_size = int(context_parallel_size)
+        self.context: ContextGroup | None = None
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -74,10 +99,13 @@ class FSDP(ModelParallelStrategy):
             self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
-        """One data-parallel dimension over all ranks."""
+        """One data-parallel dimension over all ranks, and the groups among them."""
         assert self.cluster_environment is not None
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        if self.context_parallel_size > 1:
+            group, _ = dist.new_subgroups(self.context_parallel_size, timeout=self._timeout)
+            self.context = ContextGroup(group)
 
     def model_to_device(self) -> None:
         """Shards are where :func:`rlvr.sharding.shard` has put them."""

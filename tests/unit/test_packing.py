@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr.packing import balanced, micro_batches
+from rlvr.packing import balanced, micro_batches, shared_micro_batches
 
 Lengths = list[tuple[int, int]]
 lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), max_size=24)
@@ -71,6 +71,38 @@ def test_the_budget_takes_as_few_parts_as_balancing_allows(rows: Lengths) -> Non
     if count > 1:
         fewer = balanced(sizes, count - 1)
         assert max(sum(sizes[row] for row in part) for part in fewer) > BUDGET
+
+
+@pytest.mark.parametrize("tokens", [None, BUDGET], ids=["by rows", "by tokens"])
+@given(group=st.lists(lengths, min_size=1, max_size=4), most=st.integers(1, 9))
+@many
+def test_ranks_that_compute_together_split_their_rows_as_one_rank_would(
+    tokens: int | None, group: list[Lengths], most: int
+) -> None:
+    """Every row once, on the rank that has it; together no more than one rank may compute."""
+    by_rank = [
+        shared_micro_batches(group, rank, rows=most, tokens=tokens, packed=True, agree=alone)
+        for rank in range(len(group))
+    ]
+    for rows, parts in zip(group, by_rank, strict=True):
+        assert sorted(row for part in parts for row in part) == list(range(len(rows)))
+    for together in zip(*by_rank, strict=True):
+        if tokens is None:
+            assert sum(map(len, together)) <= most
+        else:
+            assert sum(size(rows, part, True) for rows, part in zip(group, together, strict=True)) <= tokens
+
+
+def test_a_rank_alone_splits_as_without_a_group_and_a_group_in_turn() -> None:
+    rows = [(2, 9), (2, 1), (2, 8), (2, 2)]
+    for packed, tokens in ((True, None), (False, None), (True, 22), (False, 22)):
+        split = {"rows": 2, "tokens": tokens, "packed": packed, "agree": alone}
+        assert shared_micro_batches([rows], 0, **split) == micro_batches(rows, **split)
+    found = [
+        shared_micro_batches([rows, rows[:1]], rank, rows=2, tokens=None, packed=True, agree=alone)
+        for rank in (0, 1)
+    ]
+    assert found == [[[0], [1, 2], [3]], [[0], [], []]]
 
 
 def test_rows_without_padding_keep_their_order_and_padded_ones_stand_beside_their_like() -> None:

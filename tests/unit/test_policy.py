@@ -6,14 +6,13 @@ from string import ascii_lowercase, digits
 
 import pytest
 import torch
+from models import convolutional
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
-    Lfm2Config,
-    Lfm2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -208,28 +207,6 @@ def test_generation_under_packed_attention_is_sdpa_s() -> None:
             for policy in (Policy(), Policy(packing=False))
         )
     assert torch.equal(ours, theirs)
-
-
-def convolutional(folder: Path) -> str:
-    """A model with layers that mix neighbouring tokens, whatever sequence they are of."""
-    config = Lfm2Config(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        layer_types=["conv", "full_attention"],
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = Lfm2ForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)  # of the size of trained ones
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
-    return str(folder)
 
 
 def test_a_model_that_carries_a_state_along_is_padded(tmp_path: Path) -> None:
