@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Witness(Callback):
-    """Writes what a rank decided on, and what it sent in the first iteration, to ``rank-R.jsonl``: one object an update."""
+    """Writes what a rank decided on to ``rank-R.jsonl``, and in the first iteration what it sent."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

@@ -31,8 +31,11 @@ SMALL = (
 )
 """Four iterations of two updates on 16 responses: a second, but for the report."""
 
+SMALL_EVALUATION = ("task=letters", "task.train=8", "task.heldout=8", "data.max_new_tokens=10")
+"""64 responses of the embedded policy, on the same problems as the runs above."""
+
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["rlvr.run", "rlvr.train"])
+FORKSERVER.set_forkserver_preload(["rlvr.run", "rlvr.train", "rlvr.evaluation", "rlvr.evaluate"])
 
 
 class LeftError(Exception):
@@ -79,25 +82,43 @@ def train_only(folder: Path, *overrides: str, until: int | None = None) -> dict[
     raise AssertionError("the run went on to its report")
 
 
+def evaluate(folder: Path, *overrides: str, small: tuple[str, ...] = SMALL_EVALUATION) -> int:
+    """One evaluation in this process; returns its exit status."""
+    from rlvr.evaluation import evaluate as run
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", overrides=[*small, *overrides])
+    folder.mkdir(parents=True, exist_ok=True)
+    return run(cfg, str(folder))
+
+
 def start(folder: Path, *overrides: str) -> ForkServerProcess:
     """``rlvr-train`` in a process of its own, with its output in ``folder``'s out.txt and err.txt."""
+    return _started("rlvr-train", folder, *SMALL, *overrides)
+
+
+def start_evaluation(folder: Path, *overrides: str) -> ForkServerProcess:
+    """``rlvr-eval`` in a process of its own, likewise."""
+    return _started("rlvr-eval", folder, *overrides)
+
+
+def _started(command: str, folder: Path, *overrides: str) -> ForkServerProcess:
     folder.mkdir(parents=True, exist_ok=True)
-    process = FORKSERVER.Process(
-        target=entry, args=([*SMALL, f"hydra.run.dir={folder}", *overrides], folder)
-    )
+    arguments = [*overrides, f"hydra.run.dir={folder}"]
+    process = FORKSERVER.Process(target=entry, args=(arguments, folder, command))
     process.start()
     return process
 
 
-def entry(overrides: list[str], folder: Path) -> None:
-    from rlvr.train import main
+def entry(overrides: list[str], folder: Path, command: str = "rlvr-train") -> None:
+    from rlvr import evaluate, train
 
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    sys.argv = ["rlvr-train", *overrides]
+    sys.argv = [command, *overrides]
     os.environ.pop("HYDRA_FULL_ERROR", None)
-    main()
+    {"rlvr-train": train, "rlvr-eval": evaluate}[command].main()
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:

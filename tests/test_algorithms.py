@@ -155,7 +155,7 @@ def test_an_update_is_the_formula_s(name: str) -> None:
     batch = mini_batch()
     _, clip = recipe(name)
     loss, grads, chosen, slopes = expected(name, batch, clip)
-    ours = step(name, replace(batch, micro_batch_size=3))
+    ours = step(name, replace(batch, parts=torch.arange(16).split(3)))
     assert ours.outputs["loss"].item() == pytest.approx(loss, rel=1e-9)
     assert_gradients(ours.grads, grads)
     flow = ours.outputs["grad_logprobs"][batch.loss_mask].tolist()
@@ -177,6 +177,13 @@ def padded(batch: Batch) -> Batch:
     return replace(batch, sequences=sequences, old_logprobs=pad(batch.old_logprobs, (0, 2), value=math.nan))
 
 
+def with_tokens(batch: Batch) -> Tensor:
+    """Rows that have a response token, the longest first."""
+    lengths = batch.loss_mask.sum(dim=1)
+    return lengths.argsort(descending=True)[: int((lengths > 0).sum())]
+
+
+NOBODY = torch.tensor([], dtype=torch.long)
 ORDER = torch.randperm(16, generator=torch.Generator().manual_seed(5))
 
 
@@ -186,9 +193,11 @@ def test_split_order_and_padding_change_nothing(name: str) -> None:
     batch = mini_batch()
     whole = step(name, batch)
     others = {
-        "row by row": step(name, replace(batch, micro_batch_size=1)),
-        "another order": step(name, replace(batch.rows(ORDER), micro_batch_size=5)),
-        "wider": step(name, replace(padded(batch), micro_batch_size=3)),
+        "empty parts": step(name, replace(batch, parts=(NOBODY, *torch.arange(16).split(7), NOBODY))),
+        "only rows with tokens": step(name, replace(batch, parts=with_tokens(batch).split(4))),
+        "row by row": step(name, replace(batch, parts=torch.arange(16).split(1))),
+        "another order": step(name, replace(batch.rows(ORDER), parts=torch.arange(16).split(5))),
+        "wider": step(name, replace(padded(batch), parts=torch.arange(16).split(3))),
     }
     for how, other in others.items():
         assert other.outputs["loss"].item() == pytest.approx(whole.outputs["loss"].item(), rel=1e-10), how
@@ -266,7 +275,7 @@ def test_clip_cov_chooses_under_the_bounds_that_a_region_mode_gives(mode: Any) -
     loss = ClipCov(fraction=1.0, low=-1e6, high=1e6)
     chosen = []
     for regions in (None, RegionAblation(["E1", "E2", "E3", "E4"], mode=mode, by="theory")):
-        module_batch = replace(batch, micro_batch_size=4)
+        module_batch = replace(batch, parts=torch.arange(16).split(4))
         watcher, _ = update(
             policy_in(torch.float64),
             module_batch,

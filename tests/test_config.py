@@ -10,8 +10,11 @@ import runs
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr.command import with_lists
 from rlvr.errors import ConfigError
-from rlvr.instantiate import CONF, TOP_LEVEL, build, check
+from rlvr.evaluation import NODES
+from rlvr.instantiate import CONF, TOP_LEVEL, build, check, check_nodes, plain
+from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.train import main
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -82,6 +85,69 @@ def test_every_node_of_the_configuration_is_known() -> None:
     assert set(composed()) == set(TOP_LEVEL)
 
 
+# The paper's runs
+# ------------------------------------------------------------
+
+PAPER_RUNS = {"qwen2_5_math_7b_dapo": 4096, "qwen2_5_7b_dapo": 8192}
+"""Prompt and response together, in tokens."""
+
+
+@pytest.mark.parametrize("algorithm", [choice for group, choice in CHOICES if group == "algorithm"])
+@pytest.mark.parametrize("experiment", PAPER_RUNS)
+def test_the_paper_s_runs_compose_with_every_algorithm(experiment: str, algorithm: str) -> None:
+    """Sizes of arXiv:2602.09782, app. C, whatever the algorithm; its clip is the algorithm's own."""
+    cfg = composed(f"experiment={experiment}", f"algorithm={algorithm}")
+    check(cfg)
+    sizes, evaluation = DataConfig(**plain(cfg.data)), EvaluationConfig(**plain(cfg.evaluation))
+    assert sizes.max_prompt_tokens + sizes.max_new_tokens == PAPER_RUNS[experiment]
+    assert (sizes.num_prompts, sizes.group_size) == (512, 8)
+    assert sizes.num_prompts / sizes.minibatches == 64
+    assert (sizes.updates, sizes.temperature, sizes.top_p) == (8, 1.0, 1.0)
+    assert (cfg.algorithm.lr, cfg.algorithm.weight_decay, cfg.algorithm.gradient_clip) == (1e-6, 0.1, 1.0)
+    assert cfg.algorithm.kl_coef == 0
+    assert (cfg.trainer.max_epochs, cfg.engine.engine.tensor_parallel_size) == (400, 4)
+    assert cfg.trainer.devices % cfg.engine.ranks == 0
+    assert (sizes.num_prompts / sizes.minibatches) % cfg.trainer.devices == 0, "as much work for every rank"
+    assert (cfg.engine.engine.max_prompt_tokens, cfg.engine.engine.max_new_tokens) == (
+        sizes.max_prompt_tokens,
+        sizes.max_new_tokens,
+    )
+    assert list(cfg.benchmark) == ["aime24", "aime25", "amc", "math500", "gsm8k", "olympiad"]
+    assert evaluation.samples is None, "each benchmark's own"
+    assert cfg.clip == composed(f"algorithm={algorithm}").clip
+
+
+# Benchmarks
+# ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(["benchmark=a,b"], ["benchmark=[a,b]"], id="several"),
+        pytest.param(["seed=1", "benchmark=a"], ["seed=1", "benchmark=a"], id="one"),
+        pytest.param(["benchmark=[a,b]"], ["benchmark=[a,b]"], id="a list"),
+        pytest.param(["-m", "benchmark=a,b"], ["-m", "benchmark=a,b"], id="a sweep"),
+        pytest.param(["--multirun", "benchmark=a,b"], ["--multirun", "benchmark=a,b"], id="a sweep, in full"),
+        pytest.param(
+            ["clip=id,did", "+x=benchmark=a,b"], ["clip=id,did", "+x=benchmark=a,b"], id="other lists"
+        ),
+    ],
+)
+def test_a_comma_list_of_benchmarks_is_a_list(arguments: list[str], expected: list[str]) -> None:
+    assert with_lists(arguments) == expected
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "benchmark"])
+def test_a_benchmark_composes_and_checks_in_an_evaluation(choice: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", overrides=[f"benchmark=[{choice}]"])
+    check_nodes(cfg, NODES, ("policy", "engine"))
+    assert set(cfg) == set(NODES)
+    assert list(cfg.benchmark) == [choice]
+    assert cfg.benchmark[choice].get("name", choice) == choice
+
+
 # What cannot work
 # ------------------------------------------------------------
 
@@ -117,6 +183,18 @@ WRONG = [
     pytest.param(["data.num_prompts=null"], "data.num_prompts=None", id="no number of prompts"),
     pytest.param(["trainer.max_epochs=null"], "trainer.max_epochs=None", id="no number of iterations"),
     pytest.param(["data.micro_batch_size=0"], "data.micro_batch_size=0", id="empty micro-batches"),
+    pytest.param(
+        ["data.tokens_per_micro_batch=1033"],
+        "data.tokens_per_micro_batch=1034",
+        id="a budget below the longest sequence",
+    ),
+    pytest.param(
+        ["data.tokens_per_micro_batch=all"], "data.tokens_per_micro_batch=all", id="a word for a budget"
+    ),
+    pytest.param(
+        ["policy.attention=eager", "policy.packing=true"], "policy.packing=true", id="packing that cannot be"
+    ),
+    pytest.param(["policy.packing=1"], "policy.packing=1", id="a number for a switch"),
     pytest.param(["data.max_new_tokens=0"], "data.max_new_tokens=0", id="no tokens"),
     pytest.param(["data.temperature=0"], "data.temperature=0", id="greedy training"),
     pytest.param(["data.temperature=nan"], "data.temperature=nan", id="temperature not a number"),
@@ -194,6 +272,11 @@ WRONG = [
     pytest.param(["policy.path=/nowhere"], "policy.path=/nowhere", id="no such policy folder"),
     pytest.param(["policy.path=/nowhere.gguf"], "policy.path=/nowhere.gguf", id="no such policy file"),
     pytest.param(["policy.dtype=int8"], "policy.dtype=int8", id="no such dtype"),
+    pytest.param(["benchmark=math500,nosuch"], "nosuch", id="no such benchmark"),
+    pytest.param(["+benchmark.mine.path=x"], "benchmark.mine", id="a benchmark without _target_"),
+    pytest.param(
+        ["benchmark=aime24", "benchmark.aime24.n=3"], "benchmark.aime24.n", id="no such argument of it"
+    ),
     pytest.param(["clip=id", "a b"], "a b", id="no override at all"),
 ]
 NEEDS_THE_POLICY = {
@@ -266,6 +349,11 @@ LIST_HEAVY = f"import sys; print(sorted(set(sys.modules) & set({HEAVY!r})), file
             f"import atexit, sys; atexit.register(lambda: exec({LIST_HEAVY!r})); "
             "sys.argv = ['rlvr-train', 'clip.trun=1']; from rlvr.train import main; main()",
             id="rlvr-train with a wrong key",
+        ),
+        pytest.param(
+            f"import atexit, sys; atexit.register(lambda: exec({LIST_HEAVY!r})); "
+            "sys.argv = ['rlvr-eval', '--help']; from rlvr.evaluate import main; main()",
+            id="rlvr-eval --help",
         ),
     ],
 )

@@ -1,21 +1,21 @@
 """One rank, two with replicas (DDP) and two with shards (FSDP2) train alike, fail together, and resume."""
 
-import csv
 import json
-import math
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 import torch
 from ranks import train_ranks
 from runs import SMALL, rows, train
 from safetensors.torch import load_file
 from torch import Tensor
+
+from rlvr.callbacks.checkpoints import facts_of
 
 ALIKE = (
     "policy.dtype=float64",
@@ -33,14 +33,17 @@ SHARED = (
     "~engine.own_copy",
     "~engine.max_num_seqs",
     "+engine.ranks=2",
-    "+engine.engine={_target_: rlvr.engines.transformers.TransformersEngine, _partial_: true, own_copy: true}",
+    "+engine.engine._target_=rlvr.engines.transformers.TransformersEngine",
+    "+engine.engine._partial_=true",
+    "+engine.engine.own_copy=true",
 )
 CASES = {
     # OD starts below its corridor and raises entropy at once, by thresholds that depend on probability.
     "od": ("clip=od", "clip.initial_entropy=10", "+callbacks.probe._target_=rlvr.callbacks.EntropyProbe",
            "+callbacks.probe.every=1", "algorithm.kl_coef=0.01"),
     "clip_cov": ("algorithm=clip_cov", "algorithm.loss.fraction=0.2", "data.lookahead=1",
-                 "correction=token_truncation", "algorithm.loss.low=-1.0"),
+                 "correction=token_truncation", "algorithm.loss.low=-1.0",
+                 "data.max_prompt_tokens=32", "data.tokens_per_micro_batch=40"),
 }  # fmt: skip
 KINDS = {
     "od": {
@@ -76,7 +79,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             assert train(place, *arguments) == 0
         else:
             codes = train_ranks(place, 2, *arguments)
-            assert codes == [0, 0], (place / "0" / "err.txt").read_text() + (place / "1" / "err.txt").read_text()
+            assert codes == [0, 0], (place / "0" / "err.txt").read_text() + (
+                place / "1" / "err.txt"
+            ).read_text()
         done[kind] = Run(place)
     return done
 
@@ -111,7 +116,8 @@ def test_ranks_decide_alike(runs: dict[str, Run]) -> None:
         if kind == "one":
             continue
         first, second = (
-            [{key: line[key] for key in ("facts", "totals", "clip_range")} for line in lines] for lines in run.seen
+            [{key: line[key] for key in ("facts", "totals", "clip_range")} for line in lines]
+            for lines in run.seen
         )
         assert first == second
         assert len(first) == 15
@@ -126,7 +132,9 @@ def test_ranks_share_the_prompts(runs: dict[str, Run]) -> None:
         for first, second, alone in zip(*run.seen, one, strict=True):
             assert not set(first["prompts"]) & set(second["prompts"])
             assert sorted(first["prompts"] + second["prompts"]) == alone["prompts"]
-        assert any(not line["prompts"] for lines in run.seen for line in lines), "a rank had nothing now and then"
+        assert any(not line["prompts"] for lines in run.seen for line in lines), (
+            "a rank had nothing now and then"
+        )
 
 
 def test_gradients_are_reduced_once_a_minibatch(runs: dict[str, Run]) -> None:
@@ -145,3 +153,67 @@ def test_gradients_are_reduced_once_a_minibatch(runs: dict[str, Run]) -> None:
 def _gap(theirs: Tensor, ours: Tensor) -> float:
     assert theirs.dtype == ours.dtype == torch.float64
     return (theirs - ours).abs().max().item()
+
+
+FAST = ("trainer.max_epochs=4", "evaluation.every=100", "evaluation.num_prompts=2", *OWN_COPY)
+
+
+def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """``rlvr-train`` on two ranks that Lightning starts."""
+    code = "from rlvr.train import main; main()"
+    arguments = [*SMALL, *FAST, f"hydra.run.dir={folder}", "trainer=fsdp", "trainer.devices=2", *overrides]
+    # Lightning starts the others by the script's path, so it must be one.
+    script = folder.parent / "train.py"
+    script.write_text(code + "\n")
+    tests = str(Path(__file__).parent)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(("rank", "phase"), [(1, "rollout"), (1, "save"), (0, "update")])
+def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, rank: int, phase: str) -> None:
+    """Within a minute, with its cause, no process left, and the checkpoint before it intact."""
+    folder = tmp_path / "run"
+    kill = (f"+callbacks.kill.rank={rank}", f"+callbacks.kill.phase={phase}")
+    begin = time.monotonic()
+    run = launched(folder, "+callbacks.kill._target_=faults.Kill", *kill)
+    assert time.monotonic() - begin < 60
+    if rank:
+        assert run.returncode == 3
+        assert "stopped: rank 1 (process " in run.stdout
+        assert "was killed by SIGKILL; saved in" in run.stdout
+        assert run.stderr == "" or "Traceback" not in run.stderr
+    else:
+        assert run.returncode == -9
+    deadline = time.monotonic() + 30
+    while (left := _processes_of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+    facts = facts_of(folder / "checkpoints" / "last.ckpt")
+    assert len(facts["rlvr"]["ledger"]["rows"]) == 1, "the iteration that was not finished is not in it"
+
+    # By one rank, from the shards of two, to the same end as a run that nobody killed.
+    codes = train_ranks(folder, 1, *FAST, "trainer=fsdp", "ckpt_path=last", "export=true")
+    assert codes == [0], (folder / "0" / "err.txt").read_text()
+    whole = tmp_path / "whole"
+    assert train(whole, *FAST, "export=true") == 0
+    ours, theirs = (Run(place).rows for place in (folder, whole))
+    assert len(ours) == len(theirs) == 4
+    # float32: two ranks add up in another order than one.
+    for key in ("rollout/entropy", "train/grad_norm", "train/loss"):
+        assert [row[key] for row in ours] == pytest.approx([row[key] for row in theirs], rel=1e-3, abs=1e-4)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Running processes whose command line speaks of the run."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and str(folder) in " ".join(process.info["cmdline"] or [])
+    ]

@@ -21,6 +21,7 @@ from rlvr.engines import SamplingParams
 from rlvr.engines.transformers import TransformersEngine
 from rlvr.losses import LossInputs, LossOutputs, Totals, ppo_clip
 from rlvr.module import RLVRModule
+from rlvr.packing import micro_batches
 from rlvr.policy import Policy
 from rlvr.regions import RegionAblation
 from rlvr.schedules import decrease_increase_decrease, increase_then_decrease
@@ -92,7 +93,6 @@ def rollout_batch(policy: Policy, *, off_policy: float = 0.4) -> Batch:
         ref_logprobs=ref.clamp(max=-1e-3),
         rho=None,
         totals=Totals(tokens=int(mask.sum()), sequences=len(rollouts)),
-        micro_batch_size=64,
         facts=FACTS,
         keys=torch.tensor([(rollout.prompt.index, rollout.sample) for rollout in rollouts]),
     )
@@ -147,22 +147,60 @@ def assert_same_update(one: Gradients, other: Gradients, rows: Tensor | None = N
         torch.testing.assert_close(right[:, : mask.shape[1]], left, rtol=1e-8, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize(
-    "size",
-    [pytest.param(1, id="1"), pytest.param(3, id="3"), pytest.param(16, id="all"), pytest.param(5, id="5")],
-)
-def test_micro_batches_change_nothing(size: int) -> None:
+def parts_of(batch: Batch, packed: bool, tokens: int, least: int = 1) -> tuple[Tensor, ...]:
+    """Parts by a budget of tokens, as another rank with ``least`` parts would have it."""
+    width = batch.sequences.attention_mask.shape[1] - batch.loss_mask.shape[1]
+    attended = batch.sequences.attention_mask
+    lengths = [(int(row[:width].sum()), int(row[width:].sum())) for row in attended]
+    parts = micro_batches(lengths, rows=1, tokens=tokens, packed=packed, agree=lambda n: max(n, least))
+    return tuple(torch.tensor(part, dtype=torch.long) for part in parts)
+
+
+SPLITS = [
+    pytest.param(lambda batch, packed: torch.arange(16).split(1), id="1"),
+    pytest.param(lambda batch, packed: torch.arange(16).split(3), id="3"),
+    pytest.param(lambda batch, packed: torch.arange(16).split(5), id="5"),
+    pytest.param(lambda batch, packed: parts_of(batch, packed, 40), id="40 tokens"),
+    pytest.param(lambda batch, packed: parts_of(batch, packed, 90), id="90 tokens"),
+    pytest.param(lambda batch, packed: parts_of(batch, packed, 60, least=20), id="20 parts, empty ones too"),
+]
+
+
+@pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_micro_batches_change_nothing(split: Any, packing: bool | None) -> None:
+    """All rows at once, padded, against parts in any order: loss, gradients, and outputs in the batch's."""
     batch = rollout_batch(policy_in(torch.float64))
-    whole, _ = update(policy_in(torch.float64), batch)
-    split, _ = update(policy_in(torch.float64), replace(batch, micro_batch_size=size))
-    assert_same_update(whole, split)
+    whole, _ = update(policy_in(torch.float64, packing=False), batch)
+    parts = split(batch, packing is None)
+    ours, _ = update(policy_in(torch.float64, packing=packing), replace(batch, parts=parts))
+    assert_same_update(whole, ours)
+
+
+@pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
+def test_a_rank_without_rows_adds_gradients_of_exactly_zero(packing: bool | None) -> None:
+    """As many passes as the others make, for their collectives; the mini-batch's totals are the others'."""
+    batch = rollout_batch(policy_in(torch.float64))
+    nothing = torch.tensor([], dtype=torch.long)
+    empty = replace(batch.rows(nothing), parts=(nothing,) * 3)
+    policy = policy_in(torch.float64, packing=packing)
+    passes: list[Any] = []
+    policy.model.get_decoder().register_forward_hook(lambda *_: passes.append(None))
+    watcher, module = update(policy, empty)
+    assert len(passes) == 3
+    assert all(grad.isfinite().all() and not grad.any() for grad in watcher.grads.values())
+    assert watcher.outputs["loss"] == 0
+    assert watcher.outputs["logprobs"].shape == watcher.outputs["mask"].shape == (0, 1)
+    assert module.skipped == 0
 
 
 def test_row_order_changes_nothing() -> None:
     batch = rollout_batch(policy_in(torch.float64))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(5))
     straight, _ = update(policy_in(torch.float64), batch)
-    shuffled, _ = update(policy_in(torch.float64), replace(batch.rows(order), micro_batch_size=3))
+    shuffled, _ = update(
+        policy_in(torch.float64), replace(batch.rows(order), parts=torch.arange(16).split(3))
+    )
     assert_same_update(straight, shuffled, rows=order)
 
 
@@ -212,7 +250,7 @@ def oracle(policy: Policy, batch: Batch) -> Tensor:
 def test_gradient_is_the_oracle_s() -> None:
     policy = policy_in(torch.float64)
     batch = rollout_batch(policy)
-    ours, _ = update(policy_in(torch.float64), replace(batch, micro_batch_size=3))
+    ours, _ = update(policy_in(torch.float64), replace(batch, parts=torch.arange(16).split(3)))
     loss = oracle(policy, batch)
     loss.backward()
     assert 0.1 < ours.outputs["kept"][batch.loss_mask].float().mean() < 0.95, "some are clipped, some are not"
@@ -418,6 +456,7 @@ def test_order_of_an_iteration(tmp_path: Path) -> None:
         pytest.param(["trainer.precision=bf16-mixed", "engine.own_copy=true"], id="bf16 and a copy to sync"),
         pytest.param(["policy.activation_checkpointing=true"], id="activation checkpointing"),
         pytest.param(["policy.attention=eager"], id="eager attention"),
+        pytest.param(["policy.packing=false", "data.micro_batch_size=5"], id="padded rows"),
         pytest.param(["data.micro_batch_size=3", "data.temperature=0.7", "data.top_p=0.9"], id="sampling"),
         pytest.param(["task.levels=[1]", "data.max_new_tokens=2"], id="every response truncated"),
     ],

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import runs
 import torch
+from ranks import train_ranks
 from scipy.stats import chisquare
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -592,6 +593,21 @@ def test_smollm2_trains(smollm2: str, tmp_path: Path) -> None:
     assert len(runs.rows(tmp_path)) == 2
     assert max(runs.column(tmp_path, "rollout/sync_gap")) < 1e-4
     assert max(runs.column(tmp_path, "rollout/engine_kl")) < 1e-6
+
+
+def test_two_sharded_ranks_share_an_engine(tmp_path: Path) -> None:
+    """Weights are gathered on both, one hands them over; each gets its own prompts' rollouts back."""
+    engine = ("engine=vllm_shared", "engine.ranks=2", "engine.engine.kv_cache_gib=0.25")
+    codes = train_ranks(
+        tmp_path,
+        2,
+        *("trainer=fsdp", *engine, "engine.engine.tensor_parallel_size=1", "data.max_prompt_tokens=32"),
+        *("trainer.max_epochs=2", "evaluation.every=100"),
+        timeout_s=300,
+    )
+    assert codes == [0, 0], (tmp_path / "0" / "err.txt").read_text()
+    assert max(runs.column(tmp_path, "rollout/sync_gap")) < 1e-5
+    assert max(runs.column(tmp_path, "rollout/engine_kl")) < 1e-8
 
 
 @pytest.mark.gpu

@@ -66,7 +66,7 @@ class Algorithm:
             )
         names = ("lr", "warmup", "kl_coef", "entropy_coef", "weight_decay", "gradient_clip", "max_skipped")
         numbers = {name: getattr(self, name) for name in names}
-        require_numbers("algorithm", optional="gradient_clip", **numbers)
+        require_numbers("algorithm", optional=("gradient_clip",), **numbers)
         for name, value, least, below in (
             ("lr", self.lr, 0.0, math.inf),
             ("warmup", self.warmup, 0.0, 1.0),

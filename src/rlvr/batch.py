@@ -161,11 +161,12 @@ class Batch:
         rho: [B, T] weights of the policy loss that correct for the engine's distribution, see
             :mod:`rlvr.mismatch`; None where nothing is corrected.
         totals: sizes of the whole mini-batch over all ranks.
-        micro_batch_size: rows in one forward pass.
         facts: of the iteration.
         keys: [B, 2] int64, prompt index and sample number of each row, which key draws; for losses that
             select.
         selected: [B, T] bool, what such a loss has chosen.
+        parts: [b] int64 each, the rows of every forward pass; no row in two. A row in none has no response
+            token. None: all rows at once.
     """
 
     sequences: Sequences
@@ -174,10 +175,10 @@ class Batch:
     ref_logprobs: Tensor | None
     rho: Tensor | None
     totals: Totals
-    micro_batch_size: int
     facts: IterationFacts
     keys: Tensor | None = None
     selected: Tensor | None = None
+    parts: tuple[Tensor, ...] | None = None
 
     @property
     def loss_mask(self) -> Tensor:
@@ -185,7 +186,7 @@ class Batch:
         return self.sequences.loss_mask
 
     def rows(self, index: Tensor | slice) -> "Batch":
-        """Return the given rows; totals and facts stay those of the whole."""
+        """Return the given rows, in one part; totals and facts stay those of the whole."""
         sequences = self.sequences.rows(index)
         length = sequences.loss_mask.shape[1]
         return replace(
@@ -197,12 +198,20 @@ class Batch:
             rho=None if self.rho is None else self.rho[index][:, :length],
             keys=None if self.keys is None else self.keys[index],
             selected=None if self.selected is None else self.selected[index][:, :length],
+            parts=None,
         )
 
     def micro_batches(self) -> Iterator["Batch"]:
-        """Consecutive rows, ``micro_batch_size`` at a time, each in as few columns as it needs."""
-        for begin in range(0, len(self.advantages), self.micro_batch_size):
-            yield self.rows(slice(begin, begin + self.micro_batch_size))
+        """The rows of each part, in as few columns as they need; of an empty part, no rows."""
+        for part in self._parts():
+            yield self.rows(part)
+
+    def join(self, values: Sequence[Tensor]) -> Tensor:
+        """What was computed for each part's response tokens, vectors in row order, as [B, T]; 0 elsewhere."""
+        return join(self.loss_mask, self._parts(), values)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return (torch.arange(len(self.advantages)),) if self.parts is None else self.parts
 
     def to(self, device: torch.device) -> "Batch":
         """Move every tensor to a device; Lightning calls this."""
@@ -215,7 +224,25 @@ class Batch:
             rho=None if self.rho is None else self.rho.to(device),
             keys=None if self.keys is None else self.keys.to(device),
             selected=None if self.selected is None else self.selected.to(device),
+            parts=None if self.parts is None else tuple(part.to(device) for part in self.parts),
         )
+
+
+def join(mask: Tensor, parts: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Put what was computed part by part back into the places of its tokens.
+
+    Args:
+        mask: [B, T] bool, the tokens of all rows.
+        parts: rows of each part, [b] int64.
+        values: of each part, a vector over the tokens of its rows in their order.
+
+    Returns:
+        [B, T] in the dtype of the values; 0 outside the mask, and in rows of no part.
+    """
+    rows, flat = torch.cat(list(parts)), torch.cat(list(values))
+    joined = flat.new_zeros(mask.shape)
+    joined[rows] = flat.new_zeros(len(rows), mask.shape[1]).masked_scatter(mask[rows], flat)
+    return joined
 
 
 @dataclass(frozen=True)

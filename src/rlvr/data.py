@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,13 +15,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rlvr import mismatch
 from rlvr.advantages import overlong_penalty
-from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict
+from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict, join
+from rlvr.benchmarks import Benchmark, heldout
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.losses import Totals
 from rlvr.minibatches import minibatch_rows
 from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
+from rlvr.packing import micro_batches
 from rlvr.policy import Policy
 from rlvr.prompts import PromptOrder, encode
 from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
@@ -34,14 +36,15 @@ from rlvr.weight_sync import WeightSync
 
 
 class RolloutDataModule(LightningDataModule):
-    """Generates the training batches of every iteration, and judged samples of the held-out prompts.
+    """Generates the training batches of every iteration, and judged samples of held-out problems.
 
     Args:
         task: prompts and answers.
         engine: who generates.
         verifier: who judges.
         config: sizes and sampling.
-        evaluation: of held-out prompts.
+        evaluation: of held-out problems and benchmarks.
+        benchmarks: to score beside the task's held-out problems.
         correction: weights of the policy loss for the engine's distribution, see :mod:`rlvr.mismatch`.
         seed: keys every draw.
 
@@ -57,17 +60,19 @@ class RolloutDataModule(LightningDataModule):
         config: DataConfig,
         evaluation: EvaluationConfig,
         *,
+        benchmarks: Sequence[Benchmark] = (),
         correction: Correction | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.benchmarks = [heldout(task, verifier), *benchmarks]
         self.task, self.engine = task, engine
         self.source = RolloutSource(engine, verifier)
         self.correction = correction
         self.config, self.evaluation, self.seed = config, evaluation, seed
         self.rollouts: list[tuple[Rollout, Verdict]] = []
         self._train: list[Prompt] = []
-        self._heldout: list[Prompt] = []
+        self._evaluated: list[list[Prompt]] = []
         self._sync: WeightSync | None = None
         self._ahead: Ahead | None = None
         self._restored: dict[str, Any] | None = None
@@ -87,11 +92,15 @@ class RolloutDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Encode the prompts, once."""
-        if self._heldout:
+        if self._train:
             return
-        prepared = partial(encode, policy=self.module.policy, sizes=self.config, chat=self.task.chat)
-        self._heldout = prepared(self.task.heldout()[: self.evaluation.num_prompts], split="held-out")
-        self._train = prepared(self.task.train(), split="training")
+        policy = self.module.policy
+        limits = {
+            "max_prompt_tokens": self.config.max_prompt_tokens,
+            "max_new_tokens": self.config.max_new_tokens,
+        }
+        self._evaluated = [each.prompts(policy, self.evaluation, **limits) for each in self.benchmarks]
+        self._train = encode(self.task.train(), policy, **limits, chat=self.task.chat, split="training")
         if len(self._train) < self.config.num_prompts:
             raise ConfigError(
                 f"data.num_prompts={self.config.num_prompts}",
@@ -104,8 +113,8 @@ class RolloutDataModule(LightningDataModule):
         return DataLoader(_TrainStream(self), batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> DataLoader[Evaluation]:
-        """The held-out prompts, generated and judged."""
-        return DataLoader(_HeldoutStream(self), batch_size=None, num_workers=0)
+        """The held-out problems and benchmarks, generated and judged."""
+        return DataLoader(_EvaluationStream(self), batch_size=None, num_workers=0)
 
     def teardown(self, stage: str) -> None:
         """Keep the engine: fit and validate follow each other; the entry point closes it."""
@@ -159,7 +168,6 @@ class RolloutDataModule(LightningDataModule):
             ref_logprobs=ref_logprobs,
             rho=rho,
             totals=Totals(tokens=int(tokens), sequences=int(count)),
-            micro_batch_size=self.config.micro_batch_size,
             facts=IterationFacts(
                 iteration=k, entropy=entropy_total / tokens, reward_mean=reward_total / count
             ),
@@ -282,7 +290,7 @@ class RolloutDataModule(LightningDataModule):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """The responses generated ahead by every rank, and which weights they came from; empty without any."""
+        """The responses that every rank has generated ahead, and their iteration; empty without any."""
         if not self.config.lookahead:
             return {}
         generated = self._ahead.wait() if self._ahead is not None else None
@@ -305,28 +313,51 @@ class RolloutDataModule(LightningDataModule):
     @torch.no_grad()
     def _score(self, policy: Policy, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Log-probs [B, T] of the responses, 0 outside the mask, and entropies [N], under ``policy``."""
-        device = self.module.device
-        dtype = torch.promote_types(policy.dtype, torch.float32)
-        logprobs = torch.zeros(sequences.loss_mask.shape, dtype=dtype)
-        entropies = []
-        for begin in range(0, len(logprobs), self.config.micro_batch_size):
-            rows = slice(begin, begin + self.config.micro_batch_size)
-            micro = sequences.rows(rows).to(device)
+        parts = self._parts(sequences, policy)
+        logprobs, entropies = [], []
+        for part in parts:
+            micro = sequences.rows(part).to(self.module.device)
             with self._precision():
                 stats = policy.logprobs(micro, temperature=self.config.temperature)
-            logprobs[rows][sequences.loss_mask[rows]] = stats.logprobs.cpu()
+            logprobs.append(stats.logprobs.cpu())
             entropies.append(stats.entropy.cpu())
-        return logprobs, torch.cat(entropies)
+            self.module.ledger.add("perf/padding_frac", *policy.padding(micro))
+        return join(sequences.loss_mask, parts, logprobs), torch.cat(entropies)
+
+    def _parts(self, sequences: Sequences, policy: Policy) -> tuple[Tensor, ...]:
+        """Rows of each forward pass over ``sequences``, of which all ranks make the same number.
+
+        Rows without response tokens in the mask take part in none.
+        """
+        rows = sequences.loss_mask.any(dim=1).nonzero().flatten()
+        width = sequences.attention_mask.shape[1] - sequences.loss_mask.shape[1]
+        lengths = [
+            sequences.attention_mask[rows, part].sum(dim=1) for part in (slice(width), slice(width, None))
+        ]
+        parts = micro_batches(
+            list(zip(*(length.tolist() for length in lengths), strict=True)),
+            rows=self.config.micro_batch_size,
+            tokens=self.config.tokens_per_micro_batch,
+            packed=policy.packing,
+            agree=self._max,
+        )
+        return tuple(rows[torch.tensor(part, dtype=torch.long)] for part in parts)
 
     def _minibatches(self, whole: Batch, k: int) -> Iterator[Batch]:
         """Split by rows into optimizer mini-batches, in a keyed order, a new one every epoch."""
         config, fitting = self.config, self.fitting
         for epoch in range(config.epochs):
-            for rows in minibatch_rows(config, fitting.global_rank, fitting.world_size, (self.seed, k, epoch)):
+            for rows in minibatch_rows(
+                config, fitting.global_rank, fitting.world_size, (self.seed, k, epoch)
+            ):
                 batch = whole.rows(rows)
                 mask = batch.loss_mask
                 tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
-                yield replace(batch, totals=Totals(tokens=tokens, sequences=sequences))
+                yield replace(
+                    batch,
+                    totals=Totals(tokens=tokens, sequences=sequences),
+                    parts=self._parts(batch.sequences, self.module.policy),
+                )
 
     def _shaped(self, rewards: Tensor, rollouts: list[Rollout]) -> Tensor:
         """Rewards [P, G] with the penalty of responses near the limit, where that is wanted."""
@@ -341,29 +372,29 @@ class RolloutDataModule(LightningDataModule):
         self.module.ledger.add("rollout/overlong_penalty", penalties.sum(), penalties.numel())
         return rewards + penalties
 
-    # Held-out prompts
-    # ---------------------------------------------------------------------------------------------
+    # Held-out problems and benchmarks
+    # ------------------------------------------------------------------------------
 
-    def heldout(self) -> Iterator[Evaluation]:
-        """Yield the judged samples of the held-out prompts; the same draws at every evaluation."""
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Yield the judged samples of each benchmark; the same draws at every evaluation."""
         if self._ahead is not None:
             self._ahead.wait()  # the engine is busy with it
-        sampling = SamplingParams(
-            samples=self.evaluation.samples,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.evaluation.temperature,
-            top_p=self.evaluation.top_p,
-            seed=self.seed,
-            purpose="heldout",
+        for benchmark, prompts in zip(self.benchmarks, self._evaluated, strict=True):
+            yield self._evaluate(benchmark, prompts[self.fitting.global_rank :: self.fitting.world_size])
+
+    def _evaluate(self, benchmark: Benchmark, prompts: list[Prompt]) -> Evaluation:
+        sampling = benchmark.sampling(
+            self.evaluation, max_new_tokens=self.config.max_new_tokens, seed=self.seed
         )
-        prompts = self._heldout[self.fitting.global_rank :: self.fitting.world_size]
-        work = partial(self.source.generate, prompts, sampling, version=self.fitting.current_epoch)
+        source = RolloutSource(self.engine, benchmark.verifier)
+        work = partial(source.generate, prompts, sampling, version=self.fitting.current_epoch)
         generated = self._generate(work)
-        self._log_work(generated, "val", "time/heldout_s", "time/heldout_verify_s")
+        name = benchmark.name
+        self._log_work(generated, f"val/{name}", f"time/{name}_s", f"time/{name}_verify_s")
         verdicts = [verdict for _, verdict in generated.pairs]
         groups = [verdicts[i : i + sampling.samples] for i in range(0, len(verdicts), sampling.samples)]
-        yield Evaluation(
-            name="heldout",
+        return Evaluation(
+            name=name,
             # A rank may have none of the prompts.
             correct=torch.tensor([v.correct for v in verdicts], dtype=torch.bool).view(-1, sampling.samples),
             answers=[[verdict.answer for verdict in group] for group in groups],
@@ -390,6 +421,11 @@ class RolloutDataModule(LightningDataModule):
         summed: Tensor = self.fitting.strategy.reduce(values.to(self.module.device), reduce_op="sum")
         return summed.cpu()
 
+    def _max(self, value: int) -> int:
+        """The largest over all ranks."""
+        ours = torch.tensor(value, device=self.module.device)
+        return int(self.fitting.strategy.reduce(ours, reduce_op="max"))
+
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """The trainer's arithmetic: old and new log-probs must not differ by it."""
@@ -410,14 +446,14 @@ class _TrainStream(IterableDataset[Batch]):
         yield from self.data.iteration(self.data.fitting.current_epoch)
 
 
-class _HeldoutStream(IterableDataset[Evaluation]):
+class _EvaluationStream(IterableDataset[Evaluation]):
     """Sized and lazy for the same reason."""
 
     def __init__(self, data: RolloutDataModule) -> None:
         self.data = data
 
     def __len__(self) -> int:
-        return 1
+        return len(self.data.benchmarks)
 
     def __iter__(self) -> Iterator[Evaluation]:
-        yield from self.data.heldout()
+        yield from self.data.evaluations()

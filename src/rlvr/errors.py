@@ -22,19 +22,19 @@ class EngineDiedError(RuntimeError):
     """A rollout engine is gone in the middle of its work; ``load_weights`` starts it again."""
 
 
-def require_numbers(node: str, *, optional: str = "", **values: object) -> None:
+def require_numbers(node: str, *, optional: tuple[str, ...] = (), **values: object) -> None:
     """Refuse what is no number before it is compared with one.
 
     Args:
         node: where the values stand, for instance ``data``.
-        optional: name of a value that may be None.
+        optional: names of values that may be None.
         values: by name.
 
     Raises:
         ConfigError: for the first that is none.
     """
     for name, value in values.items():
-        if value is None and name == optional:
+        if value is None and name in optional:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{node}.{name}={value}", "a number", f"{node}.{name}=1")

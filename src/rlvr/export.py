@@ -17,29 +17,14 @@ def export(source: Path, out: Path) -> None:
     Raises:
         ConfigError: where there is no checkpoint, or something is in the way.
     """
-    import torch
-
     from rlvr.policy import Policy
+    from rlvr.sources import checkpoint_of, load_policy
 
-    checkpoint = source / "checkpoints" / "last.ckpt" if source.is_dir() else source
-    if not checkpoint.is_file():
+    if checkpoint_of(str(source)) is None:
         raise ConfigError(f"{source}", "a run folder or a .ckpt file", "rlvr-export RUN_FOLDER OUT")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out}", "an empty folder, or none yet", "another OUT")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if "rlvr" not in state:
-        raise ConfigError(
-            f"{checkpoint}", "a checkpoint that rlvr-train has written", "rlvr-export RUN_FOLDER OUT"
-        )
-    policy = Policy(state["rlvr"]["policy_path"], dtype=state["rlvr"]["policy_dtype"])
-    prefix = "policy."
-    weights = {
-        key.removeprefix(prefix): value
-        for key, value in state["state_dict"].items()
-        if key.startswith(prefix)
-    }
-    policy.load_state_dict(weights)
-    policy.save(out)
+    load_policy(str(source), lambda path, dtype: Policy(path, dtype=dtype)).save(out)
 
 
 def main() -> None:

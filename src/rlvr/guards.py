@@ -12,6 +12,7 @@ from rlvr.batch import IterationFacts
 from rlvr.callbacks import ClipScheduler
 from rlvr.clipping import ClipRange
 from rlvr.engines import RolloutEngine
+from rlvr.engines.shared import SharedEngine
 from rlvr.engines.transformers import TransformersEngine
 from rlvr.errors import ConfigError
 from rlvr.instantiate import build, plain
@@ -161,8 +162,14 @@ def check_ranks(trainer: Trainer, sizes: DataConfig, checkpoint: Path | None) ->
         )
 
 
-def refuse_shared_weights(trainer: Trainer, engine: RolloutEngine) -> None:
-    """Refuse to generate with weights of which a rank has a part only."""
+def refuse_engine(trainer: Trainer, engine: RolloutEngine, sizes: DataConfig) -> None:
+    """Refuse to generate with weights of which a rank has a part, or in rounds with a shared engine."""
+    if isinstance(engine, SharedEngine) and sizes.dynamic_sampling:
+        raise ConfigError(
+            f"data.dynamic_sampling={sizes.dynamic_sampling} beside a shared engine",
+            "an engine for each rank: ranks replace prompts in rounds of their own",
+            "engine=vllm",
+        )
     if isinstance(trainer.strategy, FSDP) and isinstance(engine, TransformersEngine) and not engine.own_copy:
         raise ConfigError(
             "engine.own_copy=false beside trainer=fsdp",

@@ -1,15 +1,22 @@
 """From a composed configuration to objects, with all that can be wrong said before anything is loaded."""
 
 import inspect
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlvr.benchmarks import Benchmark
+    from rlvr.tasks import Task
+    from rlvr.verifiers import Verifier
 
 CONF = Path(__file__).parent / "conf"
 if not CONF.exists():  # an editable install reads the checkout's own
@@ -20,6 +27,7 @@ TOP_LEVEL = [
     "task",
     "engine",
     "verifier",
+    "benchmark",
     "algorithm",
     "correction",
     "clip",
@@ -44,8 +52,29 @@ REFUSED_TRAINER_KEYS = {
     "callbacks": "+callbacks.NAME._target_=package.Class",
     "logger": "logger=tensorboard",
 }
-GIVEN = {"policy": {"deferred"}, "engine": {"policy", "local_rank", "local_ranks"}, "trainer": {"callbacks", "logger"}}
+GIVEN = {
+    "policy": {"deferred"},
+    "engine": {"policy", "local_rank", "local_ranks"},
+    "trainer": {"callbacks", "logger"},
+    "benchmark.heldout": {"task", "verifier"},
+}
 """Arguments that the entry point itself hands to a node's target."""
+
+
+def local_or_hub(file: str, hub: str | None = None) -> str:
+    """``${local:FILE,SET}`` in a configuration: a file below the folder RLVR_DATA, or a set on the hub.
+
+    Raises:
+        ConfigError: where that environment variable is not set and there is no set.
+    """
+    if folder := os.environ.get("RLVR_DATA"):
+        return str(Path(folder) / file)
+    if hub is None:
+        raise ConfigError(file, "the folder that holds it in RLVR_DATA", "RLVR_DATA=FOLDER")
+    return hub
+
+
+OmegaConf.register_new_resolver("local", local_or_hub, replace=True)
 
 
 def check(cfg: DictConfig) -> None:
@@ -55,9 +84,7 @@ def check(cfg: DictConfig) -> None:
         ConfigError: for an unknown node or argument, a node without ``_target_``, a setting of the trainer's
             that the algorithm owns, or a target that does not exist.
     """
-    for key in map(str, cfg):
-        if key not in TOP_LEVEL:
-            raise ConfigError(f"{key}", f"one of the nodes {', '.join(TOP_LEVEL)}", f"~{key}")
+    check_nodes(cfg, TOP_LEVEL, ("policy", "task", "engine", "verifier", "algorithm", "clip", "trainer"))
     for key, fix in REFUSED_TRAINER_KEYS.items():
         if key in cfg.trainer:
             raise ConfigError(f"trainer.{key}", "no such setting: the algorithm owns it", fix)
@@ -67,21 +94,38 @@ def check(cfg: DictConfig) -> None:
             continue
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"{path}={value}", "a number of iterations, at least 1", f"{path}=100")
-    for name in ("policy", "task", "engine", "verifier", "algorithm", "clip", "trainer"):
-        if "_target_" not in cfg[name]:
+
+
+def check_nodes(cfg: DictConfig, known: Collection[str], needed: Collection[str]) -> None:
+    """Refuse nodes that nothing reads, nodes without ``_target_``, and arguments that a target does not take.
+
+    Args:
+        cfg: the whole configuration.
+        known: names of all top-level nodes.
+        needed: those that must have a ``_target_``.
+
+    Raises:
+        ConfigError: for the first that is wrong.
+    """
+    for key in map(str, cfg):
+        if key not in known:
+            raise ConfigError(f"{key}", f"one of the nodes {', '.join(known)}", f"~{key}")
+    for name in needed:
+        if "_target_" not in (cfg[name] or {}):
             raise ConfigError(
                 f"{name}", "a node with _target_", f"{name}=<one of {', '.join(_choices(name))}>"
             )
-    for name, node in (cfg.callbacks or {}).items():
-        if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ConfigError(
-                f"callbacks.{name}", "a node with _target_", f"+callbacks.{name}._target_=package.Class"
-            )
+    for group in ("callbacks", "benchmark"):
+        for name, node in (cfg.get(group) or {}).items():
+            if not isinstance(node, DictConfig) or "_target_" not in node:
+                raise ConfigError(
+                    f"{group}.{name}", "a node with _target_", f"+{group}.{name}._target_=package.Class"
+                )
     for path, node in _targets(cfg, ""):
         _check_signature(path, node)
 
 
-def build(cfg: DictConfig, path: str, **given: Any) -> Any:
+def build(cfg: DictConfig, path: str, /, **given: Any) -> Any:
     """Instantiate the node at ``path``; what its constructor refuses becomes one line.
 
     Args:
@@ -111,6 +155,34 @@ def _takes(node: Any, name: str) -> bool:
     except (ValueError, TypeError):
         return True
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def build_benchmarks(cfg: DictConfig, task: "Task | None", verifier: "Verifier | None") -> "list[Benchmark]":
+    """The benchmarks of ``cfg.benchmark``, in its order.
+
+    Args:
+        cfg: the whole configuration.
+        task: whose held-out problems ``heldout`` is.
+        verifier: who judges those. Others bring their own; those of equal settings share one.
+
+    Raises:
+        ConfigError: for what cannot be read, or ``heldout`` without a task.
+    """
+    benchmarks, verifiers = [], dict[str, Any]()
+    for name, node in (cfg.benchmark or {}).items():
+        path = f"benchmark.{name}"
+        if name == "heldout":
+            if task is None or verifier is None:
+                raise ConfigError(
+                    "benchmark=heldout", "the task whose held-out problems these are", "task=letters"
+                )
+            benchmarks.append(build(cfg, path, task=task, verifier=verifier))
+            continue
+        key = json.dumps(plain(node.verifier), sort_keys=True)
+        if key not in verifiers:
+            verifiers[key] = build(cfg, f"{path}.verifier")
+        benchmarks.append(build(cfg, path, verifier=verifiers[key]))
+    return benchmarks
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
+Gather = Callable[[list[str]], list[list[str]]]
 
 
 class Ledger:
@@ -36,20 +37,22 @@ class Ledger:
             total, count = old_total + total, old_count + count
         self._open[key] = (total, count)
 
-    def close(self, reduce: Reduce) -> dict[str, float]:
+    def close(self, reduce: Reduce, gather: Gather = lambda keys: [keys]) -> dict[str, float]:
         """Return the means of everything added since the last call, and forget it.
 
         Args:
             reduce: sums a tensor over all ranks.
+            gather: the keys of every rank; a callback of yours may add one on some of them only.
 
         Returns:
             A mean for every key; NaN where nothing was counted.
         """
-        keys = sorted(self._open)
+        keys = sorted(set().union(*gather(sorted(self._open))))
         if not keys:
             return {}
+        nothing = (torch.zeros((), dtype=torch.float64),) * 2
         pairs = reduce(
-            torch.stack([torch.stack([part.cpu() for part in self._open[key]]) for key in keys])
+            torch.stack([torch.stack([part.cpu() for part in self._open.get(key, nothing)]) for key in keys])
         ).tolist()
         self._open.clear()
         return {

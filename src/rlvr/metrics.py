@@ -46,6 +46,23 @@ def pass_at_k(num_samples: int, num_correct: Tensor | int, k: int) -> Tensor:
     return 1 - misses[correct.long()]
 
 
+def majority(correct: Sequence[bool], answers: Sequence[str | None]) -> bool:
+    """Whether the most frequent answer to one problem is a correct one.
+
+    A sample without an answer does not vote; a tie goes to the answer given first; without any vote it is
+    not. Where equal answers were judged differently, the first judgement holds.
+
+    Args:
+        correct: judgements of n samples.
+        answers: of the same samples, normalised so that equal ones are equal strings.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return False
+    (winner, _), *_ = votes.most_common(1)
+    return correct[list(answers).index(winner)]
+
+
 class _ProblemMean(Metric):
     """Mean over problems of a score made of each one's samples.
 
@@ -131,8 +148,7 @@ class PassAtK(_ProblemMean):
 class MajAtK(_ProblemMean):
     """maj@k: share of problems whose most frequent answer among the first k samples is a correct one.
 
-    A sample without an answer does not vote; a tie goes to the answer given first; a problem without any vote
-    counts as wrong.
+    How votes are counted: :func:`majority`.
 
     Args:
         k: samples of a problem that vote, at least 1.
@@ -160,14 +176,8 @@ class MajAtK(_ProblemMean):
                 f"answers must be as many as correct {list(correct.shape)}, "
                 f"got {len(answers)} rows of length {sorted(lengths)}"
             )
-        self._add(torch.tensor([self._won(*row) for row in zip(correct.tolist(), answers, strict=True)]))
-
-    def _won(self, correct: list[bool], answers: Sequence[str | None]) -> bool:
-        votes = Counter(answer for answer in answers[: self.k] if answer is not None)
-        if not votes:
-            return False
-        (winner, _), *_ = votes.most_common(1)
-        return correct[list(answers).index(winner)]
+        rows = zip(correct.tolist(), answers, strict=True)
+        self._add(torch.tensor([majority(row[: self.k], given[: self.k]) for row, given in rows]))
 
 
 def _check_k(k: int, num_samples: int) -> None:

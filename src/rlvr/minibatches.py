@@ -12,10 +12,10 @@ from rlvr.settings import DataConfig
 def minibatch_rows(sizes: DataConfig, rank: int, ranks: int, key: tuple[int, int, int]) -> Iterator[Tensor]:
     """Yield one rank's rows of each mini-batch of one pass.
 
-    An iteration's prompts are dealt to the ranks in turn, see :class:`rlvr.prompts.PromptOrder`. A mini-batch of
-    S whole prompts takes one from every S-th of them, in a keyed order: each rank then holds as much of it as
-    the others where S is a multiple of the number of ranks, and what it consists of does not depend on that
-    number. One that cuts groups takes rows of prompts in any order.
+    An iteration's prompts are dealt to the ranks in turn, see :class:`rlvr.prompts.PromptOrder`. Of S whole
+    prompts in a mini-batch, the i-th is one of those at i, i + S, i + 2 S and so on, in a keyed order: where
+    S is a multiple of the number of ranks, each holds as much of it as the others, and what it consists of
+    does not depend on that number. Where mini-batches cut groups, prompts come in any order.
 
     Args:
         sizes: of the iteration.

@@ -116,7 +116,7 @@ class RLVRModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_model(self) -> None:
-        """Shard the policy, and a reference, where the strategy says so; once, before the optimizer is made."""
+        """Shard the policy, and a reference, where the strategy says so: before the optimizer is made."""
         strategy = self.trainer.strategy
         if not isinstance(strategy, FSDP) or is_sharded(self.policy):
             return
@@ -151,13 +151,15 @@ class RLVRModule(LightningModule):
         schedule: Any = self.lr_schedulers()
         if isinstance(self.algorithm.loss, SelectingLoss):
             batch = replace(batch, selected=self._select(self.algorithm.loss, batch, update=batch_idx))
+        losses, tokens = [], []
         micro_batches = list(batch.micro_batches())
-        parts = []
         for number, micro in enumerate(micro_batches, start=1):
             with self._reduce_gradients(number == len(micro_batches)):
-                parts.append(self._micro_step(micro, batch.loss_mask.shape))
-        outputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != "loss"}
-        outputs["loss"] = torch.stack([part["loss"] for part in parts]).sum()
+                loss, values = self._micro_step(micro)
+            losses.append(loss)
+            tokens.append(values)
+        outputs = {key: batch.join([part[key] for part in tokens]) for key in tokens[0]}
+        outputs |= {"loss": torch.stack(losses).sum(), "mask": batch.loss_mask}
         lr = optimizer.param_groups[0]["lr"]
         norm = full_tensor(
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.algorithm.gradient_clip or torch.inf),
@@ -180,11 +182,11 @@ class RLVRModule(LightningModule):
         if batch.keys is None:
             raise ValueError("a loss that selects tokens needs Batch.keys: prompt index and sample number")
         mask = batch.loss_mask
-        parts = [
-            self.policy.logprobs(micro.sequences, temperature=self.temperature)
-            for micro in batch.micro_batches()
-        ]
-        stats = TokenStats(*map(torch.cat, zip(*parts, strict=True)))
+        parts = []
+        for micro in batch.micro_batches():
+            parts.append(self.policy.logprobs(micro.sequences, temperature=self.temperature))
+            self.ledger.add("perf/padding_frac", *self.policy.padding(micro.sequences))
+        stats = TokenStats(*(batch.join(values)[mask] for values in zip(*parts, strict=True)))
         inputs = LossInputs(
             logprobs=stats.logprobs,
             old_logprobs=batch.old_logprobs[mask],
@@ -214,8 +216,8 @@ class RLVRModule(LightningModule):
         )
         return torch.zeros_like(mask).masked_scatter(mask, chosen)
 
-    def _micro_step(self, batch: Batch, shape: torch.Size) -> dict[str, Tensor]:
-        """Forward and backward of one micro-batch; per-token results in the first rows of ``shape``."""
+    def _micro_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of one micro-batch: its loss, and vectors over its response tokens."""
         mask = batch.loss_mask
         weights = self.algorithm.aggregation(mask, batch.totals)[mask]
         bonus_weights = token_mean(mask, batch.totals)[mask]
@@ -260,15 +262,9 @@ class RLVRModule(LightningModule):
         )
         # Each rank's loss is a part of one sum, and strategies average gradients.
         self.manual_backward(loss * self.trainer.world_size)
+        self.ledger.add("perf/padding_frac", *self.policy.padding(batch.sequences))
         extras["grad_logprobs"] = -extras.pop("dloss_dlogprobs")
-        tokens = {**stats._asdict(), **extras}
-        full = (len(mask), shape[1])
-        padded_mask = mask.new_zeros(full)
-        padded_mask[:, : mask.shape[1]] = mask
-        scattered = {
-            key: value.new_zeros(full).masked_scatter(padded_mask, value) for key, value in tokens.items()
-        }
-        return {"loss": loss.detach(), "mask": padded_mask, **scattered}
+        return loss.detach(), {**stats._asdict(), **extras}
 
     def _loss(self, inputs: LossInputs, rho: Tensor | None) -> LossOutputs:
         """The policy loss, ablated and corrected for the engine, and the divergence from the reference."""
@@ -308,7 +304,7 @@ class RLVRModule(LightningModule):
 
     @contextmanager
     def _reduce_gradients(self, now: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in the backward passes of the body, or keep them for a later one."""
+        """Reduce gradients over the ranks in the body's backward passes, or keep them for a later one."""
         blocked = getattr(self.trainer.strategy, "block_backward_sync", None)
         with nullcontext() if now or blocked is None else blocked():
             yield

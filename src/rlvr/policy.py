@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from rlvr.attention import PACKED_SDPA
 from rlvr.batch import Sequences
 from rlvr.errors import ConfigError
 from rlvr.logprobs import Objective, TokenStats, token_objective, token_stats
@@ -18,6 +19,8 @@ TINY = Path(__file__).parent / "assets" / "tiny"
 """The embedded base policy, in Hugging Face format."""
 
 _HEAD_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.25}
+_PACKING_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Largest mean gap of hidden states between packed and padded rows, as a share of their mean size."""
 
 
 class Policy(nn.Module):
@@ -25,9 +28,13 @@ class Policy(nn.Module):
 
     Args:
         path: hub id, folder or ``.gguf`` file; None is the embedded base policy.
-        dtype: of the weights, ``float32``, ``bfloat16`` or ``float64``. Train with float32 weights: in bfloat16
-            an update of 1e-6 is lost to rounding; bf16 arithmetic is ``trainer.precision=bf16-mixed``.
+        dtype: of the weights, ``float32``, ``bfloat16`` or ``float64``. Train with float32 weights: in
+            bfloat16 an update of 1e-6 is lost to rounding; bf16 arithmetic is
+            ``trainer.precision=bf16-mixed``.
         attention: attention implementation of transformers, such as ``sdpa`` or ``flash_attention_2``.
+        packing: compute sequences one after the other in a single row, each seeing itself alone, instead of
+            padding them to one length; the same numbers without the padding's work. None: where the model
+            can, which takes ``sdpa`` or ``flash_attention_*``.
         activation_checkpointing: recompute each layer in the backward pass instead of storing it.
         chunk_size: tokens whose logits are held at one time.
         deferred: make the model without its weights, on the meta device; :func:`rlvr.sharding.shard` loads
@@ -37,7 +44,8 @@ class Policy(nn.Module):
         compute_dtype: what the weights are gathered as where they are sharded; None: their own.
 
     Raises:
-        ConfigError: where there is no such model, or its logits are not hidden states times a head.
+        ConfigError: where there is no such model, its logits are not hidden states times a head, or it is to
+            pack and cannot.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class Policy(nn.Module):
         *,
         dtype: str = "float32",
         attention: str = "sdpa",
+        packing: bool | None = None,
         activation_checkpointing: bool = False,
         chunk_size: int = 128,
         deferred: bool = False,
@@ -53,6 +62,15 @@ class Policy(nn.Module):
         super().__init__()
         if dtype not in ("float32", "bfloat16", "float64"):
             raise ConfigError(f"policy.dtype={dtype}", "float32, bfloat16 or float64", "policy.dtype=float32")
+        if not (packing is None or isinstance(packing, bool)):
+            raise ConfigError(f"policy.packing={packing}", "true, false or null", "policy.packing=null")
+        flash = attention.startswith("flash_attention")
+        if packing and not (flash or attention == "sdpa"):
+            raise ConfigError(
+                f"policy.packing=true beside policy.attention={attention}",
+                "attention by sdpa or flash_attention_2",
+                "policy.attention=sdpa",
+            )
         self.path = str(TINY) if path is None else path
         # None for the embedded policy, wherever it is installed; a folder whole, for a checkpoint moves.
         self.source = None if path is None else str(Path(path).resolve()) if Path(path).exists() else path
@@ -72,9 +90,14 @@ class Policy(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.config.use_cache = False
         self.model.train()  # activation checkpointing works in training mode only
+        if flash or (attention == "sdpa" and packing is not False):
+            # The checks run where the model is loaded, on the CPU, and flash attention does not.
+            self.model.set_attn_implementation(PACKED_SDPA)
         self._check_tokenizer()
+        self._packing, self._flash = packing, attention if flash else None
+        self.packing = False
         if not deferred:
-            self.check_head(torch.device("cpu"))
+            self.check(torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,6 +123,24 @@ class Policy(nn.Module):
     def max_length(self) -> int:
         """Longest prompt and response together that the model takes, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+    def check(self, device: torch.device) -> None:
+        """Refuse a model that the fused head, or packing where it is wanted, would change; needs the weights.
+
+        Raises:
+            ConfigError: for such a model.
+        """
+        self._check_head(device)
+        packs = self.model.config._attn_implementation == PACKED_SDPA
+        self.packing = packs and self._keeps_apart(device)
+        if self._packing and not self.packing:
+            raise ConfigError(
+                f"policy.packing=true beside policy.path={self.path}",
+                "a model whose tokens meet in attention alone: this one carries other states along",
+                "policy.packing=null",
+            )
+        if self._flash is not None:
+            self.model.set_attn_implementation(self._flash)
 
     def logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> TokenStats:
         """Log-prob, entropy and eq. 5 moments of the response tokens.
@@ -157,6 +198,12 @@ class Policy(nn.Module):
         model: nn.Module = _load(*self._as_read)[0]
         return model
 
+    def padding(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """How many tokens of a forward pass are padding, and how many it computes: two scalars."""
+        real = sequences.attention_mask.sum()
+        computed = real if self.packing else torch.full_like(real, sequences.attention_mask.numel())
+        return computed - real, computed
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Stream ``(name, weight)`` under the model's own names, tied weights once; shards where sharded."""
         for name, parameter in self.model.named_parameters():
@@ -171,23 +218,50 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     def _head_inputs(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:
-        hidden = self._hidden(sequences.input_ids, sequences.attention_mask)
-        # The state at position t predicts token t + 1.
-        length = sequences.loss_mask.shape[1]
-        hidden = hidden[:, -length - 1 : -1][sequences.loss_mask]
+        hidden = self._predicting(sequences)
         weight, bias = self._head()
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         return hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
 
+    def _predicting(self, sequences: Sequences) -> Tensor:
+        """Final hidden states [N, D] at which the response tokens are predicted, in row order."""
+        ids, attended, mask = sequences.input_ids, sequences.attention_mask, sequences.loss_mask
+        if not len(ids):
+            # A sharded model's ranks need each other in every pass: one token goes through and is not read.
+            lone = ids.new_full((1, 1), self.pad_id)
+            return self._hidden(lone, torch.ones_like(lone, dtype=torch.bool))[0, :0]
+        # The state at position t predicts token t + 1.
+        predicts = nn.functional.pad(mask, (ids.shape[1] - mask.shape[1] - 1, 1))
+        if self.packing:
+            return self._packed_hidden(ids, attended)[predicts[attended]]
+        return self._hidden(ids, attended)[predicts]
+
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Final hidden states of padded rows: [B, W, D]."""
         # Counted along each row, so that padding on the left changes nothing.
         position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-        body = self.model.get_decoder()
-        outputs = body(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        )
-        hidden: Tensor = outputs.last_hidden_state
+        return self._body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+    def _packed_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Final hidden states of the attended tokens, in row order, computed without padding: [N, D]."""
+        position_ids = (attention_mask.long().cumsum(dim=-1) - 1)[attention_mask]
+        lengths = attention_mask.sum(dim=-1)
+        among: dict[str, Any]
+        if self.model.config._attn_implementation == PACKED_SDPA:
+            # A mask of four dimensions is taken for a finished one: transformers makes none of N x N.
+            nothing = attention_mask.new_empty(1, 1, 1, 1)
+            among = {"attention_mask": nothing, "sequence_lengths": lengths.tolist()}
+        else:
+            ends, longest = lengths.cumsum(dim=0), int(lengths.max())
+            starts = nn.functional.pad(ends, (1, 0)).int()
+            among = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+            among |= {"max_length_q": longest, "max_length_k": longest}
+        ids = input_ids[attention_mask]
+        return self._body(input_ids=ids[None], position_ids=position_ids[None], **among)[0]
+
+    def _body(self, **inputs: Any) -> Tensor:
+        hidden: Tensor = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
         return hidden
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
@@ -205,7 +279,7 @@ class Policy(nn.Module):
             )
 
     @torch.no_grad()
-    def check_head(self, device: torch.device) -> None:
+    def _check_head(self, device: torch.device) -> None:
         """Refuse models that scale or cap their logits: the fused head would train another policy."""
         ids = torch.arange(8, device=device)[None] % self.model.config.get_text_config().vocab_size
         logits = self.model(input_ids=ids).logits.float()
@@ -220,6 +294,20 @@ class Policy(nn.Module):
                 f"logits = hidden states x head (they differ by {gap:.2g}: scaled or capped?)",
                 "policy.path=<a Llama-, Qwen- or SmolLM-like model>",
             )
+
+    @torch.no_grad()
+    def _keeps_apart(self, device: torch.device) -> bool:
+        """Whether packed sequences do not see each other: others than attention may carry a state along."""
+        ids = torch.arange(16, device=device).view(2, 8) % self.model.config.get_text_config().vocab_size
+        attended = torch.ones_like(ids, dtype=torch.bool)
+        attended[0, :3] = False
+        try:
+            packed = self._packed_hidden(ids, attended).float()
+        except TypeError:  # a model that hands nothing on to its attention
+            return False
+        padded = self._hidden(ids, attended)[attended]
+        gap = (packed - padded.float()).abs().mean() / padded.float().abs().mean()
+        return bool(gap <= _PACKING_TOLERANCE[padded.dtype])
 
 
 def _load(path: str, dtype: torch.dtype, attention: str, *, empty: bool = False) -> tuple[Any, Any]:

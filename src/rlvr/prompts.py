@@ -8,18 +8,24 @@ from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
 from rlvr.keyed import generator
 from rlvr.policy import Policy
-from rlvr.settings import DataConfig
 
 
 def encode(
-    prompts: Sequence[Prompt], policy: Policy, sizes: DataConfig, *, chat: bool, split: str
+    prompts: Sequence[Prompt],
+    policy: Policy,
+    *,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    chat: bool,
+    split: str,
 ) -> list[Prompt]:
     """Tokenize prompts, and leave out those that do not fit, saying how many.
 
     Args:
         prompts: of a task.
         policy: whose tokenizer and length limit hold.
-        sizes: limits on prompt and response.
+        max_prompt_tokens: longest prompt, in tokens.
+        max_new_tokens: longest response, in tokens.
         chat: put them through the tokenizer's chat template.
         split: what they are, for messages.
 
@@ -27,19 +33,19 @@ def encode(
         ConfigError: where no prompt fits, or prompt and response exceed what the policy takes.
     """
     encoded = [replace(prompt, token_ids=_token_ids(prompt, policy, chat)) for prompt in prompts]
-    fits = [prompt for prompt in encoded if 0 < len(prompt.token_ids) <= sizes.max_prompt_tokens]
+    fits = [prompt for prompt in encoded if 0 < len(prompt.token_ids) <= max_prompt_tokens]
     if dropped := len(encoded) - len(fits):
         print(
             f"left out {dropped} of {len(encoded)} {split} prompts: empty, or longer than "
-            f"data.max_prompt_tokens={sizes.max_prompt_tokens}",
+            f"data.max_prompt_tokens={max_prompt_tokens}",
             file=sys.stderr,
         )
-    longest = max((len(prompt.token_ids) for prompt in fits), default=0) + sizes.max_new_tokens
+    longest = max((len(prompt.token_ids) for prompt in fits), default=0) + max_new_tokens
     if longest > policy.max_length:
         raise ConfigError(
-            f"data.max_new_tokens={sizes.max_new_tokens}",
+            f"data.max_new_tokens={max_new_tokens}",
             f"prompt and response within the policy's {policy.max_length} tokens (they reach {longest})",
-            f"data.max_new_tokens={max(sizes.max_new_tokens - longest + policy.max_length, 1)}",
+            f"data.max_new_tokens={max(max_new_tokens - longest + policy.max_length, 1)}",
         )
     if not fits:
         raise ConfigError(f"task: no {split} prompt", "at least one that fits", "data.max_prompt_tokens=1024")

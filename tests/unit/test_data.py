@@ -60,10 +60,11 @@ def fit(
     train: int = 8,
     heldout: int = 4,
     seed: int = 0,
+    policy: Policy | None = None,
     **sizes: int,
 ) -> Seen:
     """A real fit on scripted responses of a policy that is not trained (lr 0)."""
-    policy = Policy()
+    policy = policy or Policy()
     config = DataConfig(**{"num_prompts": 4, "group_size": 4, "minibatches": 2, "max_new_tokens": 7, **sizes})
     module = RLVRModule(policy, Algorithm(lr=0.0), ClipRange.fixed(0.2, 0.2), updates=config.updates)
     task = LettersTask(train=train, heldout=heldout, levels=[1])
@@ -146,6 +147,57 @@ def test_old_logprobs_are_the_policy_s_and_0_outside_the_mask(tmp_path: Path) ->
             expected = policy.logprobs(batch.sequences).logprobs
         torch.testing.assert_close(batch.old_logprobs[batch.loss_mask], expected, atol=1e-5, rtol=0)
         assert not batch.old_logprobs[~batch.loss_mask].any()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [
+        pytest.param({}, 8, id="all rows of a mini-batch"),
+        pytest.param({"micro_batch_size": 3}, 3, id="three rows"),
+        pytest.param({"max_prompt_tokens": 10, "tokens_per_micro_batch": 17}, 8, id="17 tokens"),
+        pytest.param({"max_prompt_tokens": 10, "tokens_per_micro_batch": 40}, 8, id="40 tokens"),
+    ],
+)
+def test_mini_batches_carry_their_micro_batches(sizes: dict[str, int], most: int, tmp_path: Path) -> None:
+    seen = fit(tmp_path, iterations=1, **sizes)
+    for batch in seen.batches:
+        assert batch.parts is not None
+        assert sorted(torch.cat(batch.parts).tolist()) == list(range(len(batch.advantages)))
+        tokens = batch.sequences.attention_mask.sum(dim=1)
+        for part in batch.parts:
+            assert len(part) <= most
+            assert tokens[part].sum() <= sizes.get("tokens_per_micro_batch", 10**9)
+        spread = max(tokens[part].sum() for part in batch.parts) - min(
+            tokens[part].sum() for part in batch.parts
+        )
+        assert "tokens_per_micro_batch" not in sizes or spread <= tokens.max()
+
+
+def test_truncated_responses_that_do_not_train_take_part_in_no_pass(tmp_path: Path) -> None:
+    """Sample 3 of every group is cut off."""
+    for batch in fit(tmp_path, iterations=1, mask_truncated=True).batches:
+        assert batch.parts is not None
+        trained = batch.loss_mask.any(dim=1)
+        assert trained.sum() == 0.75 * len(trained)
+        assert sorted(torch.cat(batch.parts).tolist()) == trained.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_share_of_padding_is_logged(size: int, tmp_path: Path) -> None:
+    """By hand for padded rows, in the log-prob pass and in one update on all rows; packed rows have none."""
+    assert fit(tmp_path, iterations=1, micro_batch_size=size).rows[0]["perf/padding_frac"] == 0.0
+    given = {"iterations": 1, "minibatches": 1, "micro_batch_size": size}
+    seen = fit(tmp_path, policy=Policy(packing=False), **given)
+    lengths = sorted(
+        ((len(r.prompt.token_ids), len(r.token_ids)) for r, _ in seen.rollouts[0]), key=sum, reverse=True
+    )
+    computed = sum(
+        size * (max(prompt for prompt, _ in rows) + max(response for _, response in rows))
+        for rows in (lengths[i : i + size] for i in range(0, len(lengths), size))
+    )
+    real = sum(map(sum, lengths))
+    assert seen.rows[0]["perf/padding_frac"] == pytest.approx(1 - real / computed)
+    assert (size == 1) == (real == computed)
 
 
 def test_metrics_of_scripted_rollouts(tmp_path: Path) -> None:

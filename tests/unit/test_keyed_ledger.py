@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from rlvr.keyed import generator, uniforms
 from rlvr.ledger import Ledger
@@ -70,6 +71,22 @@ def test_means_are_over_everything_counted() -> None:
     ledger.add("share", 1, 1)
     ledger.add("share", 0, 3)
     assert ledger.close(alone) == {"share": 0.25}
+
+
+def test_a_key_of_another_rank_has_a_place_in_every_rank_s_row() -> None:
+    """Otherwise the ranks would add up different keys."""
+    ledger = Ledger()
+    ledger.add("b", 3, 4)
+    theirs = {"a": [1.0, 2.0], "b": [1.0, 4.0]}
+
+    def gather(keys: list[str]) -> list[list[str]]:
+        return [keys, sorted(theirs)]
+
+    def reduce(pairs: Tensor) -> Tensor:
+        assert pairs.tolist() == [[0, 0], [3, 4]]
+        return pairs + torch.tensor(list(theirs.values()), dtype=torch.float64)
+
+    assert ledger.close(reduce, gather) == {"a": 0.5, "b": 0.5}
 
 
 def test_ranks_are_summed() -> None:

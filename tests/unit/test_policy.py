@@ -1,15 +1,26 @@
 """The policy: what it reads off a causal language model, and which models it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase, digits
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from rlvr.batch import Prompt, Rollout, Sequences
 from rlvr.errors import ConfigError
+from rlvr.logprobs import TokenStats
 from rlvr.policy import TINY, Policy
 
 ROWS = [("2:az>", "az"), ("3:qbzkmt>", "bkm"), ("6:bpaxyvcutqjn>", "abcjnp"), ("4:lajgnphv>", "a")]
@@ -103,6 +114,172 @@ def test_padding_and_what_stands_in_it_change_nothing(policy: Policy) -> None:
         alone = [policy.logprobs(sequences.rows(slice(i, i + 1))).logprobs for i in range(len(ROWS))]
     assert torch.equal(together.logprobs, other.logprobs)
     torch.testing.assert_close(torch.cat(alone), together.logprobs, atol=1e-5, rtol=0)
+
+
+# Packing
+# --------------------------------------------------------------------------------------------------------
+
+
+def double(policy: Policy) -> Policy:
+    return policy.to(torch.float64)
+
+
+def stats_and_gradients(policy: Policy, sequences: Sequences) -> tuple[TokenStats, list[Tensor]]:
+    policy.zero_grad()
+    stats = policy.logprobs(sequences, temperature=0.7)
+    (stats.logprobs * torch.linspace(-1, 1, len(stats.logprobs)) + 0.1 * stats.entropy).sum().backward()
+    return stats, [parameter.grad for parameter in policy.parameters()]
+
+
+def windowed(folder: Path, window: int) -> str:
+    config = MistralConfig(
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=window,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    MistralForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("window", [None, 4], ids=["whole", "sliding window"])
+def test_packed_sequences_give_what_padded_ones_give(window: int | None, tmp_path: Path) -> None:
+    path = None if window is None else windowed(tmp_path, window)
+    packed, padded = double(Policy(path)), double(Policy(path, packing=False))
+    assert packed.packing
+    assert not padded.packing
+    sequences = Sequences.of(rollouts_of(packed), packed.pad_id)
+    ours, gradients = stats_and_gradients(packed, sequences)
+    theirs, expected = stats_and_gradients(padded, sequences)
+    for name, one, other in zip(TokenStats._fields, ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12, msg=name)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+    assert packed.padding(sequences) == (0, sequences.attention_mask.sum())
+    assert padded.padding(sequences) == ((~sequences.attention_mask).sum(), sequences.attention_mask.numel())
+
+
+@pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
+def test_no_sequence_sees_another(packing: bool | None) -> None:
+    """Bit for bit: other tokens in one row leave every other row's log-probs as they were."""
+    policy = Policy(packing=packing)
+    sequences = Sequences.of(rollouts_of(policy), policy.pad_id)
+    rows = torch.arange(len(ROWS))[:, None].expand_as(sequences.loss_mask)[sequences.loss_mask]
+    with torch.no_grad():
+        before = policy.logprobs(sequences)
+        for row in range(len(ROWS)):
+            ids = sequences.input_ids.clone()
+            ids[row] = (ids[row] + 1) % 41
+            after = policy.logprobs(replace(sequences, input_ids=ids))
+            for one, other in zip(before, after, strict=True):
+                assert torch.equal(one[rows != row], other[rows != row])
+                assert not torch.isclose(one[rows == row], other[rows == row]).all()
+
+
+@pytest.mark.parametrize("packing", [None, False], ids=["packed", "padded"])
+def test_no_rows_give_no_values_and_gradients_of_zero(packing: bool | None) -> None:
+    policy = Policy(packing=packing)
+    empty = Sequences.of(rollouts_of(policy), policy.pad_id).rows(torch.tensor([], dtype=torch.long))
+    stats = policy.logprobs(empty)
+    assert [len(values) for values in stats] == [0] * 4
+    (stats.logprobs.sum() + stats.entropy.sum()).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
+    assert policy.padding(empty) == (0, 0)
+
+
+def test_generation_under_packed_attention_is_sdpa_s() -> None:
+    """The engine's attention is the same module's, with a cache and padding on the left."""
+    ids = torch.tensor([[0, 0, 5, 9, 7], [11, 12, 13, 14, 15]])
+    with torch.no_grad():
+        ours, theirs = (
+            policy.model.generate(
+                input_ids=ids,
+                attention_mask=(ids > 0).long(),
+                max_new_tokens=6,
+                do_sample=False,
+                use_cache=True,
+            )
+            for policy in (Policy(), Policy(packing=False))
+        )
+    assert torch.equal(ours, theirs)
+
+
+def convolutional(folder: Path) -> str:
+    """A model with layers that mix neighbouring tokens, whatever sequence they are of."""
+    config = Lfm2Config(
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = Lfm2ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)  # of the size of trained ones
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_that_carries_a_state_along_is_padded(tmp_path: Path) -> None:
+    path = convolutional(tmp_path)
+    assert not Policy(path).packing
+    with pytest.raises(
+        ConfigError, match=f"policy.packing=true beside policy.path={path}: expected a model whose"
+    ):
+        Policy(path, packing=True)
+
+
+def test_eager_attention_is_padded() -> None:
+    assert not Policy(attention="eager").packing
+    with pytest.raises(ConfigError, match="policy.packing=true beside policy.attention=eager"):
+        Policy(attention="eager", packing=True)
+
+
+@pytest.mark.gpu
+def test_flash_attention_packs_what_sdpa_pads(tmp_path: Path) -> None:
+    pytest.importorskip("flash_attn")
+    config = MistralConfig(
+        vocab_size=41,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path)
+    device = torch.device("cuda")
+    flash = Policy(str(tmp_path), attention="flash_attention_2").to(device)
+    padded = Policy(str(tmp_path), packing=False).to(device)
+    assert flash.packing
+    sequences = Sequences.of(rollouts_of(flash), flash.pad_id).to(device)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        ours, theirs = flash.logprobs(sequences), padded.logprobs(sequences)
+    torch.testing.assert_close(ours.logprobs, theirs.logprobs, atol=0.05, rtol=0.02)
+    rows = torch.arange(len(ROWS), device=device)[:, None].expand_as(sequences.loss_mask)[sequences.loss_mask]
+    ids = sequences.input_ids.clone()
+    ids[1] = (ids[1] + 1) % 41
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        after = flash.logprobs(replace(sequences, input_ids=ids))
+    assert torch.equal(after.logprobs[rows != 1], ours.logprobs[rows != 1])
+    ours.logprobs.sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in flash.parameters())
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
@@ -266,7 +443,7 @@ def test_a_folder_with_a_spoilt_file_is_refused(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "int8"])
 def test_other_dtypes_are_refused(dtype: str) -> None:
-    with pytest.raises(ConfigError, match=f"policy.dtype={dtype}: expected float32 or bfloat16"):
+    with pytest.raises(ConfigError, match=f"policy.dtype={dtype}: expected float32, bfloat16 or float64"):
         Policy(dtype=dtype)
 
 

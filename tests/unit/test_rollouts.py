@@ -1,6 +1,7 @@
 """Rollouts with verdicts: order, refilling of equal groups, what a checkpoint keeps, what an engine owes."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,45 @@ def test_groups_of_equal_rewards_are_replaced(
     assert groups(judged.pairs) == chosen
     assert groups(judged.left_out) == left_out
     assert (judged.rounds, judged.version) == (taken, 5)
+
+
+class Later:
+    """Judges nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Future[Verdict]] = []
+
+    def __call__(self, prompt: Prompt, completion: str) -> Verdict:
+        raise AssertionError("asked to judge while the engine waits")
+
+    def submit(self, prompt: Prompt, completion: str) -> Future[Verdict]:
+        self.asked.append(Future())
+        return self.asked[-1]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_stream_yields_in_the_engine_s_order_as_soon_as_that_can_be(policy: Policy) -> None:
+    """The second verdict waits for the first, then both come; one that fails is an error with a reason."""
+    verifier, verdict = Later(), Verdict(1.0, correct=True, answer="ab", reason="right")
+
+    def script(prompt: Prompt, iteration: int, sample: int) -> str:
+        if prompt.index == 2:
+            verifier.asked[1].set_result(verdict)
+        if prompt.index == 3:
+            verifier.asked[0].set_result(verdict)
+        return "ab"
+
+    source = RolloutSource(ScriptedEngine(policy, script), verifier)
+    stream = source.stream(prompts_of(0, 1, 2, 3), replace(SAMPLING, samples=1))
+    assert [next(stream)[0].prompt.index for _ in range(2)] == [0, 1]
+    assert len(verifier.asked) == 4, "the engine went on meanwhile"
+    verifier.asked[2].set_exception(OSError("gone"))
+    verifier.asked[3].set_result(verdict)
+    rest = list(stream)
+    assert [rollout.prompt.index for rollout, _ in rest] == [2, 3]
+    assert [said.reason for _, said in rest] == ["verifier error: OSError: gone", "right"]
 
 
 def test_a_checkpoint_gives_back_the_same(policy: Policy, tmp_path: Path) -> None:

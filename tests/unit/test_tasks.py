@@ -20,7 +20,6 @@ from rlvr.errors import ConfigError
 from rlvr.instantiate import CONF, build
 from rlvr.policy import Policy
 from rlvr.prompts import encode
-from rlvr.settings import DataConfig
 from rlvr.tasks import LettersTask, ProblemFile, ProblemFormat, prompts_from, read_rows
 from rlvr.tasks.letters import LEVELS
 from rlvr.verifiers import IntegerVerifier, LettersVerifier
@@ -494,8 +493,8 @@ def test_prompts_go_through_the_chat_template(system: str, chat: bool, read: str
     path = written(tmp_path / "x.jsonl", rows)
     other = written(tmp_path / "y.jsonl", rows[1:])
     task = ProblemFile(path, heldout_path=other, heldout=1, system=system, chat=chat)
-    sizes = DataConfig(num_prompts=1, group_size=2, minibatches=1, max_new_tokens=4)
-    (prompt,) = encode(task.train(), policy, sizes, chat=task.chat, split="training")
+    limits = {"max_prompt_tokens": 1024, "max_new_tokens": 4}
+    (prompt,) = encode(task.train(), policy, **limits, chat=task.chat, split="training")
     assert policy.tokenizer.decode(prompt.token_ids, skip_special_tokens=True) == read
 
 

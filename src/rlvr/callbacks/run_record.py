@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from rlvr.module import RLVRModule
 from rlvr.report import write_rows
+from rlvr.strategies import gathered
 
 
 class RunRecord(Callback):
@@ -61,7 +62,7 @@ class RunRecord(Callback):
         """What is measured before training starts is kept apart from the rows."""
         assert isinstance(pl_module, RLVRModule)
         if trainer.state.fn == TrainerFn.VALIDATING:  # on its own, not within an iteration
-            values = pl_module.ledger.close(trainer.strategy.reduce)
+            values = pl_module.ledger.close(trainer.strategy.reduce, gathered)
             scores = {key: value for key, value in values.items() if key.startswith("val/")}
             target = pl_module.ledger.rows[-1] if pl_module.ledger.rows else pl_module.ledger.start
             target.update(scores)
@@ -82,7 +83,10 @@ class RunRecord(Callback):
             threshold = getattr(pl_module.clip_range, side)
             ledger.add(f"clip/{side}_slope", threshold.slope)
             ledger.add(f"clip/{side}_intercept", threshold.intercept)
-        row = {"iteration": float(k), **ledger.close(trainer.strategy.reduce)}
+        row = {
+            "iteration": float(k),
+            **ledger.close(trainer.strategy.reduce, gathered),
+        }
         ledger.rows.append(row)
         if not trainer.is_global_zero:
             return

@@ -15,7 +15,6 @@ from rlvr.engines.protocol import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.policy import Policy
 
-
 LONGEST_WAIT = timedelta(days=1)
 """Of a rank for the others' rollouts; one that dies is noticed at once."""
 
@@ -23,8 +22,8 @@ LONGEST_WAIT = timedelta(days=1)
 class SharedEngine:
     """Consecutive ranks of a node share one engine: the first of them has it, the others ask through it.
 
-    All of them call every method, and an engine that dies has died for all. Weights are gathered on every rank,
-    as sharded weights are, and the first one hands them over.
+    All of them call every method, and an engine that dies has died for all. Weights are gathered on every
+    rank, as sharded weights are, and the first one hands them over.
 
     Args:
         policy: the trainer's policy.
@@ -68,7 +67,7 @@ class SharedEngine:
         return dtype
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Hand the weights to the engine; every rank takes all of them, for they may be gathered on the way."""
+        """Hand the weights to the engine; every rank takes all of them, for they are gathered on the way."""
         stream = iter(weights)
 
         def load(engine: RolloutEngine) -> None:

@@ -25,10 +25,10 @@ CPU_KV_CACHE_GIB = 1.0
 class VllmEngine:
     """Samples with vLLM: every response a request of its own seed, prompts shared through the prefix cache.
 
-    On a CPU, with a ``device`` of its own, or beside other ranks, vLLM runs in its own process, in a session of
-    its own (Ctrl-C reaches the trainer alone), which dies with the trainer. A lone trainer's GPU it shares in
-    the trainer's process. On a shared GPU it sleeps between generations: weights wake, are synced, then the KV
-    cache wakes; this class is the only owner of that order.
+    On a CPU, with a ``device`` of its own, or beside other ranks, vLLM runs in its own process, in a session
+    of its own (Ctrl-C reaches the trainer alone), which dies with the trainer. A lone trainer's GPU it shares
+    in the trainer's process. On a shared GPU it sleeps between generations: weights wake, are synced, then
+    the KV cache wakes; this class is the only owner of that order.
 
     The engine starts while the trainer loads, and reads no weights: the first sync brings them.
 

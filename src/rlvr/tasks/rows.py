@@ -38,8 +38,8 @@ class ProblemFormat:
             nested fields; of a list of chat messages, the last user message counts.
         prompt_until: the problem ends at the last occurrence of this mark, if there (an instruction that the
             data set appends).
-        answer_key: field that holds the answer, likewise. Of a whole solution in it the last ``\boxed{}``
-            counts, see :func:`rlvr.answers.extraction.gold_answer`.
+        answer_key: field that holds the answer, likewise; a list of texts in it is one answer. Of a whole
+            solution the last ``\boxed{}`` counts, see :func:`rlvr.answers.extraction.gold_answer`.
         answer_after: the answer is what follows the last occurrence of this mark in its field, if there
             (GSM8K's ``####``).
         id_key: field that holds the problem's name, likewise; the row's number where there is none.
@@ -76,7 +76,7 @@ class ProblemFormat:
         problem = _text(row, self.prompt_key)
         if self.prompt_until and not (problem := problem.rsplit(self.prompt_until, 1)[0].strip()):
             raise ValueError(f"nothing before {self.prompt_until!r} in the problem")
-        answer = _text(row, self.answer_key)
+        answer = _text(row, self.answer_key, several=True)
         if self.answer_after:
             answer = answer.rsplit(self.answer_after, 1)[-1]
         if not (answer := gold_answer(answer)):
@@ -175,14 +175,16 @@ def _field(row: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _text(row: dict[str, Any], keys: str | Sequence[str] | None) -> str:
-    """The text under the first of the keys that the row has."""
+def _text(row: dict[str, Any], keys: str | Sequence[str] | None, *, several: bool = False) -> str:
+    """The text under the first of the keys that the row has; of ``several``, a list joined by commas."""
     key, value = next(
         ((key, value) for key in _names(keys) if (value := _field(row, key)) is not None), (None, None)
     )
     if key is None:
         there = ", ".join(map(str, row)) or "nothing"
         raise ValueError(f"nothing under {' or '.join(_names(keys))} (the row has {there})"[:300])
+    if several and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = ", ".join(value)
     said = _last_user_message(value) if isinstance(value, list) else value
     if isinstance(said, bool) or not isinstance(said, str | int | float):
         raise ValueError(f"{key} is no text: {value!r}"[:100])

@@ -3,7 +3,7 @@
 from rlvr.tasks.letters import LettersVerifier
 from rlvr.verifiers.integer import IntegerVerifier
 from rlvr.verifiers.math import MathVerifier
-from rlvr.verifiers.protocol import AsyncVerifier, Verifier
+from rlvr.verifiers.protocol import AsyncVerifier, Verifier, close_verifiers
 from rlvr.verifiers.shaping import FormatVerifier, LengthVerifier, Weighted
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "MathVerifier",
     "Verifier",
     "Weighted",
+    "close_verifiers",
 ]

@@ -1,0 +1,65 @@
+"""What the Hydra commands share: how errors are said, and lists of benchmarks as people write them."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from rlvr.errors import ConfigError
+
+WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+
+
+def run(name: str, job: Callable[[], None]) -> None:
+    """Run a Hydra command; what is wrong with its configuration becomes one line and exit status 2.
+
+    Args:
+        name: of the command.
+        job: what ``hydra.main`` decorates; it reads ``sys.argv``.
+    """
+    # Otherwise Hydra prints every exception in its own way, the composer's on several lines.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = with_lists(sys.argv[1:])
+    try:
+        job()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if WANTS_TRACEBACK:
+            raise
+        print(f"{name}: {_one_line(name, error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def leave(name: str, work: Callable[[], int]) -> None:
+    """Do a job's work within Hydra, and exit with its status where that is not 0."""
+    try:
+        code = work()
+    except ConfigError as error:
+        if WANTS_TRACEBACK:
+            raise
+        # Said here: out of the job, Hydra would print a line of its own above it.
+        print(f"{name}: {error}", file=sys.stderr)
+        code = 2
+    if code:
+        sys.exit(code)
+
+
+def with_lists(arguments: Sequence[str]) -> list[str]:
+    """Put brackets around ``benchmark=a,b``, which Hydra would take for a sweep; not where one is wanted."""
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+    return [
+        f"benchmark=[{value}]" if key == "benchmark" and "," in value and "[" not in value else argument
+        for argument in arguments
+        for key, _, value in [argument.partition("=")]
+    ]
+
+
+def _one_line(name: str, error: BaseException) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    said = " ".join(str(error).split())
+    if error.__cause__ is not None:
+        said += " " + " ".join(str(error.__cause__).split())
+    return f"{said}; expected a key or choice of the configuration; `{name} --cfg job` shows them"
