@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python experiments/benchmarks/plan.py policy.path=SMOLLM2_FOLDER_OR.gguf
 
-Each run is a process of its own: ``experiment=smollm2_words``, two iterations of two updates; further
-arguments are overrides of all. Memory is the high-water mark of the resident set (``VmHWM``) above what the
-process had with its libraries imported, before the first update and at the end; the plan is asked for the
-longest prompt and response that the run had, and for no AdamW before the first update. Seconds are of the
-second iteration.
+Each run is a process of its own: ``experiment=smollm2_words``, one iteration of two updates, AdamW's state
+there for the second; further arguments are overrides of all. Memory is the high-water mark of the resident
+set (``VmHWM``) above what the process had with its libraries imported, before the first update and at the end;
+the plan is asked for the longest prompt and response that the run had, and for no AdamW before the first
+update. Seconds are the run's own.
 """
 
 import csv
@@ -28,7 +28,7 @@ from rlvr.plan import job_of
 from rlvr.planning import GIB, Hardware, memory, peaks, seconds, this_cpu
 
 COMMON = (
-    *("experiment=smollm2_words", "data.num_prompts=2", "data.minibatches=2", "trainer.max_epochs=2"),
+    *("experiment=smollm2_words", "data.num_prompts=2", "data.minibatches=2", "trainer.max_epochs=1"),
     *("trainer.precision=32-true", "evaluation.num_prompts=1", "evaluation.samples=1", "logger=none"),
     *("hardware=cpu", "threads=1", "trainer.accelerator=cpu"),
 )

@@ -74,6 +74,7 @@ def job_of(cfg: DictConfig, hardware: Hardware) -> Job:
         dtype=dtype,
         bf16="bf16" in str(cfg.trainer.get("precision")),
         checkpointing=bool(policy.get("activation_checkpointing", False)),
+        packed=policy.get("packing") is not False and policy.get("attention") != "eager",
         chunk_size=int(policy.get("chunk_size", 128)),
         strategy=kinds[target],
         devices=devices,

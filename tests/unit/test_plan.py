@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from rlvr.attention import PACKED_SDPA
 from rlvr.errors import ConfigError
 from rlvr.instantiate import build
 from rlvr.plan import job_of
@@ -117,6 +118,7 @@ def test_what_is_no_model_of_the_kind_is_refused(path: str, said: str, tmp_path:
 
 
 @pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config])
+@pytest.mark.parametrize("packed", [pytest.param(False, id="padded"), pytest.param(True, id="packed")])
 @pytest.mark.parametrize(
     ("dtype", "autocast"),
     [
@@ -125,7 +127,9 @@ def test_what_is_no_model_of_the_kind_is_refused(path: str, said: str, tmp_path:
         pytest.param("bfloat16", True, id="bfloat16 weights, as FSDP gathers them"),
     ],
 )
-def test_saved_activations_are_what_autograd_keeps(family: Any, dtype: str, autocast: bool) -> None:
+def test_saved_activations_are_what_autograd_keeps(
+    family: Any, dtype: str, autocast: bool, packed: bool
+) -> None:
     """The difference between three layers and two, byte by byte, weights left out."""
 
     def kept(layers: int) -> int:
@@ -139,7 +143,7 @@ def test_saved_activations_are_what_autograd_keeps(family: Any, dtype: str, auto
             num_hidden_layers=layers,
         )
         model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            config, dtype=getattr(torch, dtype), attn_implementation=PACKED_SDPA
         )
         weights = {tuple(p.shape) for p in model.parameters()} | {
             tuple(p.shape)[::-1] for p in model.parameters()
@@ -153,19 +157,25 @@ def test_saved_activations_are_what_autograd_keeps(family: Any, dtype: str, auto
             return tensor
 
         ids = torch.arange(2 * length).view(2, length) % 64
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        mask[0, :3] = False
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+        inputs["attention_mask"][0, :3] = False
+        if packed:
+            positions = torch.arange(length).repeat(2)[None]
+            inputs = {"input_ids": ids.view(1, -1), "position_ids": positions}
+            inputs |= {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
+            inputs |= {"sequence_lengths": [length, length]}
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=autocast),
         ):
-            model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+            model.get_decoder()(**inputs, use_cache=False)
         return sum(size for size, _ in storages.values())
 
     length = 24
     shapes = replace(SMALL, hidden=32, intermediate=72, heads=4, kv_heads=2, head_dim=16)
     computed, residual = (2 if autocast else 4), (4 if dtype == "float32" else 2)
-    planned = shapes.saved_bytes(computed=computed, residual=residual, length=length)
+    padded = None if packed else length
+    planned = shapes.saved_bytes(computed=computed, residual=residual, padded=padded)
     assert kept(3) - kept(2) == planned * 2 * length
 
 
@@ -198,6 +208,21 @@ def test_checkpointing_keeps_a_layer_and_the_inputs_of_all() -> None:
     kept = sizes_of(job())["saved activations"] - sizes_of(job(checkpointing=True))["saved activations"]
     tokens, layer = 20, job().saved_bytes
     assert kept == tokens * (2 * layer - layer - 2 * 4 * 8)
+
+
+def test_tokens_of_a_micro_batch_count_instead_of_rows() -> None:
+    budget = job(sizes=replace(job().sizes, micro_batch_size=4, tokens_per_micro_batch=25))
+    assert (budget.micro_rows, budget.micro_batches) == (2, 2)
+    assert sizes_of(budget)["saved activations"] == sizes_of(job())["saved activations"]
+
+
+def test_packed_sequences_need_no_mask() -> None:
+    """Per token: 3 A + 2 K for 4 A + S, A 8, K 4, S 10; and half of attention's operations."""
+    padded, packed = job(), job(packed=True)
+    assert padded.saved_bytes - packed.saved_bytes == 4 * (4 * 8 + 10 - 3 * 8 - 2 * 4)
+    quick = replace(CARD, memory_bytes_s=1e30)
+    took = [seconds(each, quick)["old log-probs"] for each in (padded, packed)]
+    assert took[0] - took[1] == pytest.approx(80 * 4 * 2 * 8 * 5 / 1e9)
 
 
 def test_sharding_divides_by_the_ranks() -> None:

@@ -47,6 +47,7 @@ class Job:
         dtype: of the weights; ``policy.dtype``.
         bf16: whether arithmetic is in bfloat16, by ``trainer.precision``.
         checkpointing: ``policy.activation_checkpointing``.
+        packed: whether the trainer computes sequences without padding; ``policy.packing``.
         chunk_size: tokens whose logits exist at one time.
         strategy: ``one``, ``ddp`` or ``fsdp``.
         devices: ranks of a node.
@@ -63,6 +64,7 @@ class Job:
     dtype: str = "float32"
     bf16: bool = False
     checkpointing: bool = False
+    packed: bool = False
     chunk_size: int = 128
     strategy: Literal["one", "ddp", "fsdp"] = "one"
     devices: int = 1
@@ -103,17 +105,25 @@ class Job:
         return max(math.ceil(self.rows / self.sizes.minibatches), 1)
 
     @property
+    def rows_at_once(self) -> int:
+        """Rows of a forward pass, by number or by tokens."""
+        budget = self.sizes.tokens_per_micro_batch
+        return self.sizes.micro_batch_size if budget is None else max(budget // self.length, 1)
+
+    @property
     def micro_rows(self) -> int:
         """Rows of a forward pass of the update."""
-        return min(self.sizes.micro_batch_size, self.rows_per_minibatch)
+        return min(self.rows_at_once, self.rows_per_minibatch)
 
     @property
     def micro_batches(self) -> int:
         """Of a mini-batch."""
-        return math.ceil(self.rows_per_minibatch / self.sizes.micro_batch_size)
+        return math.ceil(self.rows_per_minibatch / self.rows_at_once)
 
     @property
     def saved_bytes(self) -> int:
         """What autograd keeps of one layer for one token."""
-        computed = SIZES[self.computed_in]
-        return self.shapes.saved_bytes(computed=computed, residual=self.residual, length=self.length)
+        padded = None if self.packed else self.length
+        return self.shapes.saved_bytes(
+            computed=SIZES[self.computed_in], residual=self.residual, padded=padded
+        )

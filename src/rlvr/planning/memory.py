@@ -88,7 +88,7 @@ def _passes(job: Job) -> Iterator[Part]:
     """Activations and head of one micro-batch."""
     shapes, computed, residual = job.shapes, SIZES[job.computed_in], job.residual
     wide = max(4, computed)
-    scored = min(job.sizes.micro_batch_size, job.rows) * job.length
+    scored = min(job.rows_at_once, job.rows) * job.length
     tokens, responses = job.micro_rows * job.length, job.micro_rows * job.sizes.max_new_tokens
     # Beside the layers: inputs of the last norm, cosines and sines, token ids.
     outside = tokens * (wide * (shapes.hidden + 1) + residual * (shapes.hidden + 2 * shapes.head_dim) + 8)
@@ -97,7 +97,9 @@ def _passes(job: Job) -> Iterator[Part]:
     else:
         kept = tokens * shapes.layers * job.saved_bytes
     yield Part("saved activations", kept + outside, ("update",))
-    working = 3 * shapes.intermediate * computed + 2 * shapes.hidden * residual + job.length * (1 + computed)
+    working = 3 * shapes.intermediate * computed + 2 * shapes.hidden * residual
+    if not job.packed:
+        working += job.length * (1 + computed)  # the padding mask, and its bias
     yield Part("a layer at work", scored * working, ("logprob",))
     yield Part("a layer at work, backward", tokens * working, ("update",))
     cast = computed if computed < 4 else 0

@@ -1,8 +1,9 @@
 r"""Seconds of an iteration by phase: operations over rates, bytes over bandwidths.
 
 Operations, two a multiply-add: for each token 2 a parameter of the layers, and 4 x heads x head size x length
-a layer for attention (beside a mask no kernel leaves out the upper triangle); for each response token 2 a
-parameter of the head. The backward pass takes twice that, and checkpointing runs the layers again.
+a layer for attention (half of it for packed sequences: beside a mask no kernel leaves out what is ahead); for
+each response token 2 a parameter of the head. The backward pass takes twice that, and checkpointing runs the
+layers again.
 
 Between the products every saved activation crosses the memory bus :data:`LAYER_TRAFFIC` times, and the head's
 logits as often as :mod:`rlvr.logprobs` touches them. Communication runs beside arithmetic; the longer counts.
@@ -98,7 +99,11 @@ def _head(job: Job, hardware: Hardware, tokens: float, *, gradient: bool) -> flo
 
 def _layers(job: Job, hardware: Hardware, tokens: int, *, passes: int, crossings: int) -> float:
     """Seconds of the layers: products, and the memory traffic of everything between them."""
-    products = passes * job.shapes.forward_flops(tokens, job.length) / hardware.rate(job.computed_in)
+    products = (
+        passes
+        * job.shapes.forward_flops(tokens, job.length / 2 if job.packed else job.length)
+        / hardware.rate(job.computed_in)
+    )
     traffic = crossings * tokens * job.shapes.layers * job.saved_bytes / hardware.memory_rate
     return products + traffic
 
@@ -120,7 +125,7 @@ def _scoring(job: Job, hardware: Hardware) -> float:
     computed = _layers(job, hardware, job.rows * job.length, passes=1, crossings=LAYER_TRAFFIC[0])
     computed += _head(job, hardware, job.rows * sizes.max_new_tokens, gradient=False)
     # Gathering runs ahead of the layers that wait for it.
-    return max(computed, _gathered(job, hardware, math.ceil(job.rows / sizes.micro_batch_size), 1))
+    return max(computed, _gathered(job, hardware, math.ceil(job.rows / job.rows_at_once), 1))
 
 
 def _updates(job: Job, hardware: Hardware) -> float:

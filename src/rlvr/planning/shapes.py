@@ -9,10 +9,12 @@ probabilities, autograd keeps for each token
 bytes: the norms' inputs, their inverse scales and the attention's log-sums in float32; normalized states; the
 inputs of the products (2, or 5 where autocast casts for each product, r != c); query, repeated key and value,
 output; gate, its activation, up, product; and the padding mask, which SDPA turns into a bias anew in every
-layer. D is the hidden and I the intermediate width, H the query heads, A = H x head size, S the tokens of a
-row, padding included; c and r are bytes of a number in matrix products and in the residual stream: autocast
-leaves the embedding's output in the weights' dtype, FSDP casts the weights, and r = c.
-tests/unit/test_plan.py compares with what autograd keeps, byte by byte.
+layer. Packed sequences have no mask and repeat nothing, but their outputs are joined: 3 A + 2 K for 4 A + S.
+
+D is the hidden and I the intermediate width, H the query heads, A = H x head size, K = key-value heads x head
+size, S the tokens of a row, padding included; c and r are bytes of a number in matrix products and in the
+residual stream: autocast leaves the embedding's output in the weights' dtype, FSDP casts the weights, and
+r = c. tests/unit/test_plan.py compares with what autograd keeps, byte by byte.
 """
 
 from dataclasses import dataclass
@@ -65,12 +67,20 @@ class Shapes:
         """Parameters outside the layers: embedding, last norm, head."""
         return self.parameters - self.layers * self.layer_parameters
 
-    def saved_bytes(self, *, computed: int, residual: int, length: int) -> int:
-        """What autograd keeps of one layer for one token, of rows of ``length`` tokens with padding."""
+    def saved_bytes(self, *, computed: int, residual: int, padded: int | None) -> int:
+        """What autograd keeps of one layer for one token: see the module's docstring.
+
+        Args:
+            computed: bytes of a number in matrix products.
+            residual: of one in the residual stream.
+            padded: tokens of a row; None for packed sequences.
+        """
         inputs = 2 if residual == computed else 5
         floats = 2 * self.hidden + 2 + self.heads
-        products = inputs * self.hidden + 4 * self.heads * self.head_dim + 4 * self.intermediate
-        return max(4, residual) * floats + 2 * residual * self.hidden + computed * (products + length)
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = 3 * query + 2 * key if padded is None else 4 * query + padded
+        products = inputs * self.hidden + attention + 4 * self.intermediate
+        return max(4, residual) * floats + 2 * residual * self.hidden + computed * products
 
     def kv_bytes(self, size: int) -> int:
         """Of the cache for one token, all layers, ``size`` bytes a number."""
