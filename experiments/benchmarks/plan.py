@@ -4,8 +4,8 @@
 
 Each run is a process of its own: ``experiment=smollm2_words``, one iteration of two updates, AdamW's state
 there for the second; further arguments are overrides of all. Memory is the high-water mark of the resident
-set (``VmHWM``) above what the process had with its libraries imported, before the first update and at the end;
-the plan is asked for the longest prompt and response that the run had, and for no AdamW before the first
+set (``VmHWM``) above what the process had with its libraries imported, before the first update and at the
+end. The plan is asked for the longest prompt and response that the run had, and for no AdamW before the first
 update. Seconds are the run's own.
 """
 

@@ -187,7 +187,8 @@ def _lines(
         sums = peaks(parts, on_host=on_host)
         yield f"{'together':<28}" + "".join(f"{sums[phase] / GIB:9.2f}" for phase in PHASES)
     yield f"\nnot taken: {plain_logits(job) / GIB:.2f} GiB that plain logits of a micro-batch would"
-    yield "\nseconds an iteration, every response at full length"
+    rows = concurrent_rows(job, hardware)
+    yield f"\nseconds an iteration, every response at full length, {rows} at one time in an engine"
     for name, value in times.items():
         yield f"{('  of which ' if name == 'optimizer' else '') + name:<28}{value:9.3g}"
     yield f"{'together':<28}{sum(value for name, value in times.items() if name != 'optimizer'):9.3g}"

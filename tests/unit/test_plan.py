@@ -275,6 +275,19 @@ def test_vllm_takes_its_share_of_a_card() -> None:
     assert "engine: KV cache and work" not in sizes_of(job(engine=replace(engine, beside=True)))
 
 
+def test_a_cpu_has_one_memory() -> None:
+    """vLLM's process, weights read at the start, and what offloading moves are beside the trainer's."""
+    cpu = replace(CARD, accelerator="cpu")
+    engine = EngineSizes("vllm", own_weights=True)
+    ranks = job(strategy="fsdp", devices=2, offload=True, engine=engine)
+    assert not sizes_of(ranks, cpu, on_host=True)
+    found = sizes_of(ranks, cpu)
+    assert (found["parameters"], found["engine: weights"], found["engine: KV cache"]) == (2000, 4000, GIB)
+    # The two ranks and their engines share it.
+    assert warnings(ranks, replace(cpu, memory_gib=2.0))
+    assert not warnings(ranks, replace(cpu, memory_gib=3.0))
+
+
 def test_a_cache_bounds_the_responses_at_one_time() -> None:
     one = 10 * 16 * 2  # bytes of a response's cache in bfloat16
     engine = EngineSizes("vllm", "bfloat16", own_weights=True, kv_cache_gib=3.5 * one / GIB)
@@ -384,6 +397,9 @@ def test_the_command_line_prints_and_writes_and_trains_nothing(
     assert plan["seconds"]["iteration"] > 0
     said = capsys.readouterr().out
     assert "7,615,616,512 parameters" in said
+    # 0.4 x 79.1 GiB less the weights, by 224 MiB a response.
+    assert plan["concurrent_rows"] == 79
+    assert "79 at one time" in said
     assert "WARNING: update" in said
     assert "policy.activation_checkpointing=true" in said
 

@@ -40,7 +40,7 @@ class Part:
 
 
 def memory(job: Job, hardware: Hardware) -> list[Part]:
-    """What every device holds, and every node's host beside it, at the largest."""
+    """What every device holds, and every node's host beside it; a CPU's device is its host."""
     return [
         part
         for parts in (_state(job, hardware), _passes(job), _rollout(job, hardware))
@@ -54,7 +54,8 @@ def _state(job: Job, hardware: Hardware) -> Iterator[Part]:
     shapes, weight = job.shapes, SIZES[job.dtype]
     whole = shapes.parameters * weight
     sharded = job.strategy == "fsdp"
-    offload = sharded and job.offload
+    apart = hardware.accelerator == "cuda"
+    offload = sharded and job.offload and apart
     shard = whole / job.ranks if sharded else whole
     # What waits on the host is there for every rank of the node.
     here = shard * job.devices if offload else shard
@@ -66,13 +67,13 @@ def _state(job: Job, hardware: Hardware) -> Iterator[Part]:
         yield Part("reference policy", here, PHASES[1:], on_host=offload)
     # The foreach AdamW of GPUs forms sqrt(v) of all parameters at once, that of CPUs of one.
     largest = max(shapes.head, shapes.hidden * shapes.intermediate) * weight
-    foreach = hardware.accelerator == "cuda" and not offload
+    foreach = apart and not offload
     yield Part("AdamW, sqrt(v)", shard if foreach else min(shard, largest), ("step",), on_host=offload)
     if job.strategy == "ddp":
         yield Part("DDP's buckets", whole, PHASES[1:])
     if sharded:
         computed, summed = SIZES[job.computed_in], max(weight, 4)
-        yield Part("weights read by rank 0", whole, ("start",), on_host=True)
+        yield Part("weights read by rank 0", whole, ("start",), on_host=apart)
         gathered = shapes.root + 2 * shapes.layer_parameters
         yield Part("gathered: root, 2 layers", gathered * computed, ("logprob", "update"))
         if job.micro_batches > 1 and not job.reduce_every_micro_batch:
@@ -117,7 +118,6 @@ def _rollout(job: Job, hardware: Hardware) -> Iterator[Part]:
     """The engine, and weights on their way to it."""
     shapes, engine = job.shapes, job.engine
     size = SIZES[engine.dtype]
-    generating = PHASES[1:] if engine.beside or hardware.accelerator == "cpu" else ("rollout",)
     if engine.kind == "transformers":
         if engine.own_weights:
             yield Part("engine: weights", shapes.parameters * size)
@@ -130,13 +130,15 @@ def _rollout(job: Job, hardware: Hardware) -> Iterator[Part]:
     elif engine.kind == "vllm":
         weights = shapes.parameters * size / engine.devices
         cache = _cache_bytes(job, hardware)
-        if hardware.accelerator == "cpu":
-            yield Part("engine: weights", weights, on_host=True)
-            yield Part("engine: KV cache", cache, on_host=True)
+        apart = hardware.accelerator == "cuda"
+        if not apart:
+            yield Part("engine: weights", weights, PHASES[1:])
+            yield Part("engine: KV cache", cache, PHASES[1:])
+            yield Part("engine: weight buffer", WEIGHT_BUFFER, PHASES[1:])
         elif not engine.beside:
             yield Part("engine: weights", weights, ("rollout", "sync"))
-            yield Part("engine: KV cache and work", cache, generating)
-        if hardware.accelerator == "cpu" or engine.beside or job.devices > 1:
+            yield Part("engine: KV cache and work", cache, ("rollout",))
+        if apart and (engine.beside or job.devices > 1):
             engines = max(job.devices // engine.ranks, 1)
             yield Part("engine: weight buffers", WEIGHT_BUFFER * engines, on_host=True)
     if engine.own_weights:
