@@ -20,7 +20,7 @@ from rlvr.train import main
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 NEEDS_A_DOWNLOAD = {("policy", "smollm2_135m")}
-NEEDS_ANOTHER_ENGINE = {("engine", "vllm")}
+NEEDS_ANOTHER_ENGINE = {("engine", "vllm"), ("engine", "vllm_shared")}
 
 
 def composed(*overrides: str) -> DictConfig:

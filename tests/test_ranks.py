@@ -14,8 +14,10 @@ from ranks import train_ranks
 from runs import SMALL, rows, train
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from rlvr.callbacks.checkpoints import facts_of
+from rlvr.export import export
+from rlvr.sources import facts_of
 
 ALIKE = (
     "policy.dtype=float64",
@@ -176,7 +178,9 @@ def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("rank", "phase"), [(1, "rollout"), (1, "save"), (0, "update")])
-def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, rank: int, phase: str) -> None:
+def test_a_rank_that_is_killed_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, phase: str
+) -> None:
     """Within a minute, with its cause, no process left, and the checkpoint before it intact."""
     folder = tmp_path / "run"
     kill = (f"+callbacks.kill.rank={rank}", f"+callbacks.kill.phase={phase}")
@@ -200,6 +204,12 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, rank: int, phase: st
     # By one rank, from the shards of two, to the same end as a run that nobody killed.
     codes = train_ranks(folder, 1, *FAST, "trainer=fsdp", "ckpt_path=last", "export=true")
     assert codes == [0], (folder / "0" / "err.txt").read_text()
+    monkeypatch.setattr("rlvr.export.FILE_SIZE", "300KB")
+    export(folder, tmp_path / "exported")
+    assert len(list((tmp_path / "exported").glob("*.safetensors"))) > 1
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict().items():
+        assert torch.equal(exported[name], weight)
     whole = tmp_path / "whole"
     assert train(whole, *FAST, "export=true") == 0
     ours, theirs = (Run(place).rows for place in (folder, whole))

@@ -8,8 +8,8 @@ not there is left out, and integers are generated.
 
 The cases are compared with math-verify alone: its ``parse`` and ``verify`` as they come, with its own time
 limit, answers without dollar signs or a box put into ``\boxed{}``. In an order drawn with seed 0, the first
-half was looked at while the verifier was written and the third quarter after a first count; the last quarter
-was never looked at, and is what counts.
+half was looked at while the verifier was written, the third quarter after a first count and the last quarter
+after a second; the lab book has what each was before anyone had looked.
 """
 
 import argparse

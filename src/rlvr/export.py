@@ -1,10 +1,14 @@
 """``rlvr-export``: a Hugging Face folder from any checkpoint."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from rlvr.errors import ConfigError
+
+FILE_SIZE = "4GB"
+"""Of one file of weights, at most, and of what the export of shards holds in memory."""
 
 
 def export(source: Path, out: Path) -> None:
@@ -20,11 +24,47 @@ def export(source: Path, out: Path) -> None:
     from rlvr.policy import Policy
     from rlvr.sources import checkpoint_of, load_policy
 
-    if checkpoint_of(str(source)) is None:
+    checkpoint = checkpoint_of(str(source))
+    if checkpoint is None:
         raise ConfigError(f"{source}", "a run folder or a .ckpt file", "rlvr-export RUN_FOLDER OUT")
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out}", "an empty folder, or none yet", "another OUT")
+    if checkpoint.is_dir():
+        _export_shards(checkpoint, out)
+        return
     load_policy(str(source), lambda path, dtype: Policy(path, dtype=dtype)).save(out)
+
+
+def _export_shards(checkpoint: Path, out: Path) -> None:
+    """Write a folder of shards file by file, so that never more than one file's weights are in memory."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    from rlvr.policy import Policy
+    from rlvr.sources import facts_of, read_shards, stored_tensors
+
+    facts = facts_of(checkpoint)["rlvr"]
+    policy = Policy(facts["policy_path"], dtype=facts["policy_dtype"], deferred=True)
+    stored = stored_tensors(checkpoint)
+    # The model's own names, tied weights once.
+    weights = {name: stored[f"model.{name}"] for name, _ in policy.named_weights()}
+    plan = split_torch_state_dict_into_shards(
+        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_SIZE
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for file, names in plan.filename_to_tensors.items():
+        tensors = read_shards(checkpoint, {f"model.{name}": weights[name] for name in names})
+        save_file(
+            {name.removeprefix("model."): tensor for name, tensor in tensors.items()},
+            out / file,
+            metadata={"format": "pt"},
+        )
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    policy.model.config.save_pretrained(out)
+    policy.model.generation_config.save_pretrained(out)
+    policy.tokenizer.save_pretrained(out)
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ from rlvr.callbacks import (
     Samples,
     StopRequest,
 )
-from rlvr.callbacks.checkpoints import facts_of
 from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
 from rlvr.errors import ConfigError, RunError
@@ -51,6 +50,7 @@ from rlvr.module import RLVRModule
 from rlvr.plan import write_plan
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.sharding import save
+from rlvr.sources import facts_of
 from rlvr.strategies import FSDP
 from rlvr.verifiers import close_verifiers
 

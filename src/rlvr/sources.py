@@ -1,9 +1,10 @@
 """A policy from wherever its weights are: a run, a checkpoint, a model folder, the hub, a .gguf file."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,13 @@ def run_folder(path: str | None) -> Path | None:
     return None if found is None or found.parent.name != "checkpoints" else found.parent.parent
 
 
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and optimizer state: a file's tensors are left on the disk."""
+    path = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
+    facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return facts
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the policy of a checkpoint that ``rlvr-train`` has written: a file, or a folder of shards.
 
@@ -87,34 +95,38 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ConfigError: for any other.
     """
     try:
-        state = torch.load(
-            path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True
-        )
+        state = facts_of(path)
         facts = state["rlvr"]
-        everything = _read_shards(path) if path.is_dir() else state["state_dict"]
+        if path.is_dir():
+            weights = read_shards(path, stored_tensors(path))
+        else:
+            everything = state["state_dict"]
+            weights = {k.removeprefix(_PREFIX): v for k, v in everything.items() if k.startswith(_PREFIX)}
     except Exception as error:  # no zip file, a pickle of something else, another framework's folder
         raise ConfigError(
             f"{path}", "a checkpoint that rlvr-train has written", "another run folder or .ckpt"
         ) from error
-    weights = {
-        key.removeprefix(_PREFIX): value for key, value in everything.items() if key.startswith(_PREFIX)
-    }
     return Checkpoint(facts["policy_path"], facts["policy_dtype"], weights)
 
 
 _PREFIX = "policy."
 
 
-def _read_shards(path: Path) -> dict[str, Tensor]:
-    """The policy's tensors, whole; in one process, however many wrote them."""
-    reader, prefix = FileSystemReader(path), f"state_dict.{_PREFIX}"
-    found = reader.read_metadata().state_dict_metadata
-    weights = {
-        key: torch.empty(stored.size, dtype=stored.properties.dtype)
-        for key, stored in found.items()
+def stored_tensors(path: Path) -> dict[str, Tensor]:
+    """The policy's tensors in a folder of shards, without their data: on the meta device, under its names."""
+    prefix = f"state_dict.{_PREFIX}"
+    return {
+        key.removeprefix(prefix): torch.empty(stored.size, dtype=stored.properties.dtype, device="meta")
+        for key, stored in FileSystemReader(path).read_metadata().state_dict_metadata.items()
         if key.startswith(prefix) and isinstance(stored, TensorStorageMetadata)
     }
+
+
+def read_shards(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Some of :func:`stored_tensors`, whole; in one process, however many wrote them."""
+    prefix = f"state_dict.{_PREFIX}"
+    weights = {f"{prefix}{name}": torch.empty_like(tensor, device="cpu") for name, tensor in wanted.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
-        load(weights, storage_reader=reader, no_dist=True)
-    return {key.removeprefix("state_dict."): value for key, value in weights.items()}
+        load(weights, storage_reader=FileSystemReader(path), no_dist=True)
+    return {key.removeprefix(prefix): value for key, value in weights.items()}

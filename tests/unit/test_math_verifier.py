@@ -11,7 +11,8 @@ import shared_data
 from math_verify import parse, verify
 
 from rlvr.answers.extraction import Extraction, final_answer, gold_answer
-from rlvr.answers.notation import normal_form, number
+from rlvr.answers.notation import normal_form
+from rlvr.answers.quantities import number
 from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
 from rlvr.verifiers import FormatVerifier, IntegerVerifier, LengthVerifier, MathVerifier, Weighted
@@ -296,14 +297,19 @@ def test_structures_written_otherwise(verifier: MathVerifier, left: str, right: 
 
 
 def test_shared_cases(verifier: MathVerifier) -> None:
-    """97 % of what any sound grader agrees on, and no more false positives than math-verify alone."""
+    """98 % of what any sound grader agrees on, without a false positive; elsewhere as few as math-verify."""
     cases = shared_data.rows("verifier/cases.jsonl")
     futures = [verifier.submit(prompt(case["gold"]), case["pred"]) for case in cases]
     correct = [future.result().correct for future in futures]
     plain = [
         c == case["expected"] for c, case in zip(correct, cases, strict=True) if case["label"] == "plain"
     ]
-    assert sum(plain) >= 0.97 * len(plain)
+    assert sum(plain) >= 0.98 * len(plain)
+    assert not [
+        case
+        for c, case in zip(correct, cases, strict=True)
+        if c > case["expected"] and case["label"] == "plain"
+    ]
     wrong = [(c, case) for c, case in zip(correct, cases, strict=True) if not case["expected"]]
     alone = 0
     for _, case in wrong:
@@ -350,6 +356,7 @@ def test_exact_numbers() -> None:
         pytest.param({"workers": 0}, "verifier.workers=0", id="workers"),
         pytest.param({"deadline_s": 0.0}, "verifier.deadline_s=0.0", id="deadline"),
         pytest.param({"memory_mib": 16}, "verifier.memory_mib=16", id="memory"),
+        pytest.param({"rel_tol": 1.0}, "verifier.rel_tol=1.0", id="tolerance"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments: dict[str, object], said: str) -> None:

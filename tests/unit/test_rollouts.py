@@ -203,8 +203,8 @@ def test_lookahead_trains_on_weights_one_iteration_old(tmp_path: Path) -> None:
     ahead = ["data.lookahead=1", "engine.own_copy=true", "correction=token_truncation"]
     state = runs.train_only(tmp_path / "half", *ahead, until=2)["RolloutDataModule"]
     assert state["iteration"] == 2
-    assert state["rollouts"]["version"] == 1
-    assert len(state["rollouts"]["pairs"]) == 16
+    assert state["rollouts"][0]["version"] == 1
+    assert len(state["rollouts"][0]["pairs"]) == 16
     assert "RolloutDataModule" not in runs.train_only(tmp_path / "whole", *ahead)
     assert runs.column(tmp_path / "whole", "rollout/staleness") == [0.0, 1.0, 1.0, 1.0]
 

@@ -60,6 +60,12 @@ def gone(pid: int, within_s: float) -> bool:
     return False
 
 
+def cpu_ticks(pid: int) -> float:
+    """User and system time of a process so far, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return float(fields[11]) + float(fields[12])
+
+
 def healthy(verifier: MathVerifier) -> bool:
     """Whether a formula is judged, in a process."""
     return verifier(prompt(r"2\sqrt{3}"), r"\boxed{\sqrt{12}}").reason == "right"
@@ -124,11 +130,43 @@ def test_a_worker_killed_at_rest_is_replaced_in_silence() -> None:
     verifier.close()
 
 
-def test_out_of_memory_is_an_error() -> None:
-    pool = WorkerPool(1, memory_mib=64)  # less than a worker has when it is ready: no more for any formula
-    with pytest.raises(VerifierError):
-        pool.submit(r"2\sqrt{3}", rf"\sqrt{{12}}+{'+'.join(f'x_{{{i}}}^{i}' for i in range(150))}").result(60)
+def test_out_of_memory_is_an_error_and_ends_its_own_worker_alone() -> None:
+    """A number of a GiB takes one of two workers; the other goes on, and so does its replacement."""
+    pool = WorkerPool(2, deadline_s=30, memory_mib=512)
+    before = workers_of(os.getpid())
+    assert pool.submit(r"2\sqrt{3}", r"\sqrt{12}").result(60)
+    first = workers_of(os.getpid()) - before
+    hungry = pool.submit("x+1", "2^{2^{33}}")
+    fine = [pool.submit(rf"{i}\sqrt{{3}}", rf"\sqrt{{{3 * i * i}}}") for i in range(2, 12)]
+    assert all(future.result(60) for future in fine)
+    with pytest.raises(VerifierError, match="MemoryError"):
+        hungry.result(60)
+    assert pool.submit(r"2\sqrt{3}", r"\sqrt{12}").result(60)
+    assert len(first) == 1
+    assert len(workers_of(os.getpid()) - before) <= 2
     pool.close()
+    assert workers_of(os.getpid()) == before
+
+
+def test_a_killed_worker_takes_no_other_with_it() -> None:
+    """Two workers: one is killed at work, the other keeps its process and its verdicts."""
+    patient = MathVerifier(workers=2, deadline_s=60)
+    before = workers_of(os.getpid())
+    assert healthy(patient)
+    (resting,) = workers_of(os.getpid()) - before
+    # The thread that is free takes it: the second one, or the first, whose process is then the one at work.
+    stuck = patient.submit(prompt("x+1"), ENDLESS)
+    assert healthy(patient)
+    both = workers_of(os.getpid()) - before
+    assert len(both) == 2
+    busy = max(both, key=cpu_ticks)
+    other = (both - {busy}).pop()
+    os.kill(busy, signal.SIGKILL)
+    assert "died" in stuck.result(timeout=5).reason
+    assert all(healthy(patient) for _ in range(5))
+    assert other in workers_of(os.getpid())
+    assert resting in both
+    patient.close()
 
 
 def test_results_come_in_order_and_fast_ones_do_not_wait() -> None:
@@ -244,13 +282,20 @@ def test_nothing_of_the_model_runs(verifier: MathVerifier, tmp_path: Path) -> No
 
 
 def test_shared_hostile_inputs(verifier: MathVerifier) -> None:
-    """Each ends within two seconds of the deadline, with a verdict or a counted error."""
+    """Each ends within two seconds of the deadline, with a verdict or a counted error; neighbours go on."""
+    neighbour = MathVerifier(workers=1)
+    before = workers_of(os.getpid())
+    assert healthy(neighbour)
+    (beside,) = workers_of(os.getpid()) - before
     for case in shared_data.rows("verifier/adversarial_inputs.jsonl"):
         begin = time.monotonic()
         verdict = verifier(prompt(case["gold"]), case["pred"])
         assert time.monotonic() - begin < DEADLINE_S + 2, case["id"]
         assert verdict.reason in ("right", "wrong", "no answer", "answer too long") or failed(verdict)
     assert healthy(verifier)
+    assert healthy(neighbour)
+    assert beside in workers_of(os.getpid())
+    neighbour.close()
 
 
 def test_10_000_integers_a_second(verifier: MathVerifier) -> None:

@@ -4,25 +4,29 @@ Every search is linear in the text or looks at a bounded tail of it: responses a
 """
 
 import re
+from itertools import pairwise
 from typing import Literal
 
 Extraction = Literal["boxed", "stated", "last"]
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
+_BRACELESS = re.compile(r"\\(?:boxed|fbox)\s*([-+]?[\w./,]*\w)")
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _BETWEEN = re.compile(r"\\(?:q?quad|text|mathrm|textbf|[()\[\],;! ])|[\s${}*.]")
 _JOINED = re.compile(r"(?:[,;]|and|or|&)+")
 _STATED = re.compile(
-    r"\b(?P<final>final\s+)?answers?\b\W{0,4}?(?:(?:to|of|for)\b[^.\n]{0,80}?)?"
-    r"(?:\s*\b(?:is|are|should be|will be)\b|\s*[:=])"
+    r"(?:^####|\b(?P<final>final\s+)?(?:answers?|correct (?:option|choice))\b\W{0,4}?"
+    r"(?:(?:to|of|for)\b[^.\n]{0,80}?)?(?:\s*\b(?:is|are|should be|will be|would be)\b|\s*[:=]))"
     r"[:\s*\"\\]*?(?=[^\s:*\"])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
+_CHOICE = re.compile(r"\W*(?:(?:option|choice) )?\(?([A-H])\)?(?=[\s.,;:)*]|$)(?! ?[-=+/^<>])")
 _SENTENCE_END = re.compile(r"[.!?][\"'*]*(?:\s+(?=[A-Z<])|\s*$)|\n|<\|")
 _SPAN = re.compile(
-    r"(?<!\\)\$\$(.+?)\$\$|(?<![\\$])\$([^$]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+    r"(?<!\\)\$\$(.+?)\$\$|(?<![\\$])\$((?:[^$\\]|\\.)+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 )
 _NUMBER = re.compile(
-    r"(?<![\w.,/])[-−+]?[$€£]?(?:"
+    r"(?<![\w.,/{^\\])[-−+]?[$€£]?(?:"
     r"(?:(?:\d{1,3}(?:[, ]\d{3})+|\d+) +)?\d++ ?/ ?\d++"
     r"|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d++)?|\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?"
     r"|\.\d++)(?:\s?(?:\\?%|percent\b|pct\b))?"
@@ -75,11 +79,13 @@ def final_answer(text: str, how: Extraction = "last") -> str | None:
         return _stated(tail, final=True) or boxed
     if how == "boxed":
         return None
+    if tagged := list(_TAGGED.finditer(tail)):
+        return tagged[-1][1].strip()
     stated = _stated(tail, final=False)
     if stated is not None or how == "stated":
         return stated
     bare = text.strip(" \n\t*#")
-    if is_formula(bare):
+    if is_formula(bare) and not _around(bare):
         return bare.rsplit("\n", 1)[-1] if "\\" not in bare and "$" not in bare else bare
     return _last(tail)
 
@@ -107,8 +113,14 @@ def is_formula(text: str) -> bool:
     return bool(re.fullmatch(r"[^A-Za-z]*\d[^A-Za-z]*(?:\s[a-z]{3,}){1,2}[.]?", text))  # "125 miles"
 
 
+def _around(text: str) -> bool:
+    """Whether words stand around what is between dollar signs, as in "So $x=1$"."""
+    rest = _SPAN.sub(" ", text)
+    return rest != text and re.search(r"[A-Za-z]", _JOINED.sub(" ", rest)) is not None
+
+
 def _boxed(text: str) -> tuple[str | None, int]:
-    """The last box, or the last boxes where they are joined, and where it ends."""
+    r"""The last box, or the last boxes where they are joined, or ``\boxed 5``; and where it ends."""
     boxes: list[tuple[int, int, int]] = []
     stack: list[tuple[int, int] | None] = []
     first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=len(text))
@@ -125,7 +137,8 @@ def _boxed(text: str) -> tuple[str | None, int]:
         elif token.endswith("{") and len(token) > 2:
             stack.append((match.start(), match.end()))
     if not boxes:
-        return None, 0
+        bare = list(_BRACELESS.finditer(text, first))
+        return (bare[-1][1], bare[-1].end()) if bare else (None, 0)
     contents = [text[boxes[-1][1] : boxes[-1][2]]]
     end = boxes[-1][2] + 1
     if text.startswith(("%", "\\%"), end):
@@ -152,6 +165,14 @@ def _stated(text: str, *, final: bool) -> str | None:
         return _inside(span)
     end = _SENTENCE_END.search(rest)
     sentence = _QUOTES.sub("", rest[: end.start()] if end else rest)
+    if choice := _CHOICE.match(sentence):
+        return choice[1] if not final else None
+    if (
+        sentence.startswith(("$", "\\("))
+        and _around(sentence)
+        and (spans := _joined_spans(sentence, last=False))
+    ):
+        return spans
     if is_formula(sentence) or (sentence.startswith(("$", "\\(", "(")) and not _prose(sentence)):
         return sentence if not final or any(c.isdigit() or c in "$\\" for c in sentence) else None
     if matches[-1].group().rstrip(' *"').endswith((":", "=")) and (answer := _last(sentence)):
@@ -166,11 +187,20 @@ def _last(text: str) -> str | None:
     spans = list(_SPAN.finditer(text))
     numbers = list(_NUMBER.finditer(text))
     if spans and not _prose(_inside(spans[-1])) and not (numbers and numbers[-1].start() >= spans[-1].end()):
-        first = len(spans) - 1
-        while first and _joined(text[spans[first - 1].end() : spans[first].start()]):
-            first -= 1
-        return ", ".join(map(_inside, spans[first:]))
+        return _joined_spans(text, last=True)
     return numbers[-1].group() if numbers else None
+
+
+def _joined_spans(text: str, *, last: bool) -> str | None:
+    """The last formula between dollar signs, or the first, with those that are joined to it."""
+    spans = list(_SPAN.finditer(text))
+    runs = [[span] for span in spans[:1]]
+    for before, after in pairwise(spans):
+        if _joined(text[before.end() : after.start()]):
+            runs[-1].append(after)
+        else:
+            runs.append([after])
+    return ", ".join(map(_inside, runs[-1 if last else 0])) if runs else None
 
 
 def _prose(text: str) -> bool:

@@ -1,6 +1,6 @@
 """A process that compares answers: requests on standard input, replies on standard output, JSON lines.
 
-    python -P -m rlvr.answers.worker PARENT_PID DEADLINE_S MEMORY_MIB
+    python -P -m rlvr.answers.worker PARENT_PID DEADLINE_S MEMORY_MIB REL_TOL
 
 The first line says that it is ready. A request is ``[gold, answer]``, a reply ``{"same": bool}`` or
 ``{"error": why}``. Whoever started it kills it at the deadline; it ends by itself with its parent, however
@@ -9,6 +9,7 @@ that ended.
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve until standard input ends."""
     parent, deadline_s, memory_mib = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    rel_tol = float(sys.argv[4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, meant for the run
     _end_with(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -31,6 +33,7 @@ def main() -> None:
     from rlvr.answers.comparison import equivalent
     from rlvr.answers.symbolic import same_formula
 
+    leaf = functools.partial(same_formula, rel_tol=rel_tol)
     # What parser and sympy load at first use is not on the first answer's time.
     same_formula(r"2\sqrt{3}", r"\sqrt{12}")
     with contextlib.suppress(ValueError, OSError):  # where a lower limit is set already
@@ -41,7 +44,7 @@ def main() -> None:
         _bound_cpu(deadline_s)
         reply: dict[str, bool | str]
         try:
-            reply = {"same": equivalent(gold, answer, same_formula)}
+            reply = {"same": equivalent(gold, answer, leaf, rel_tol=rel_tol)}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {str(error)[:80]}"}
         print(json.dumps(reply), file=replies, flush=True)

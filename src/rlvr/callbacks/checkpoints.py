@@ -42,13 +42,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
 
 
-def facts_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside weights and optimizer state: a file, or a folder of shards."""
-    path = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
-    facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return facts
-
-
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a wish to stop after this iteration; the second stops now."""
 

@@ -5,9 +5,9 @@ import re
 from concurrent.futures import Future
 from typing import get_args
 
+from rlvr.answers.canonical import canonical
 from rlvr.answers.comparison import equivalent
 from rlvr.answers.extraction import Extraction, final_answer, gold_answer
-from rlvr.answers.notation import normal_form, number, split_unit
 from rlvr.batch import Prompt, Verdict
 from rlvr.errors import ConfigError
 from rlvr.verifiers.pool import WorkerPool, then
@@ -28,15 +28,36 @@ class MathVerifier:
     formulas by sympy in a worker process, see :class:`rlvr.verifiers.pool.WorkerPool`. What has no verdict
     there - out of time or memory, a crash - gets reward 0 and a reason that starts with "verifier error".
 
+    What graders differ in is decided so, and is no option but for the last:
+
+    - Per cent: 28% is 0.28. It is 28 too where the gold answer has the sign and the response leaves it out,
+      or adds it to an integer.
+    - Rounding: a decimal is a fraction or a root from six significant digits on.
+    - Units: one on one side is left out; two must be one, and none is converted. So with currencies, and with
+      a base that the response leaves out; one that it adds counts.
+    - Order: lists, also of tuples, and sets match in any order; tuples, intervals, matrices and ratios in
+      theirs. A list without brackets may be a tuple. What is said twice is said once, unless both sides
+      repeat something.
+    - Form: unsimplified is right (2/4 is 1/2), and so is an equation times a constant; 2:4 is not 1:2.
+    - Names: ``x = 5`` is 5, and of ``x = 2 + 3 = 5`` the last counts; of ``2 + 3 = 5`` all must be right.
+    - Boxes joined by a comma, "and" or "or" are one list; others are revisions, of which the last counts.
+    - Commas group thousands, ``1,234``; else, a single one may be a decimal comma, ``0,5``.
+    - Conditions ("for all n", ``k \in \mathbb{Z}``) may be left out by one side. Of "(C) 12" the gold answer
+      tells which is meant.
+    - Tolerance: none, but by ``rel_tol``.
+
     Args:
         extract: where the answer stands, see :func:`rlvr.answers.extraction.final_answer`: ``boxed``,
             ``stated`` or ``last``.
         workers: processes at a time; none is started before a formula needs one.
         deadline_s: seconds for one comparison, after which its worker is killed.
         memory_mib: address space of one worker, MiB.
+        rel_tol: how far a number may be from the gold one, as a share of it: 0 for exactly, 0.01 for physics
+            (Minerva). Holds in lists and tuples too, and never for formulas with variables.
 
     Raises:
-        ConfigError: for an unknown ``extract``, a size too small, or where math-verify is not installed.
+        ConfigError: for an unknown ``extract``, a size or share out of range, or where math-verify is not
+            installed.
     """
 
     def __init__(
@@ -46,6 +67,7 @@ class MathVerifier:
         workers: int = 2,
         deadline_s: float = 3.0,
         memory_mib: int = 1024,
+        rel_tol: float = 0.0,
     ) -> None:
         if extract not in get_args(Extraction):
             raise ConfigError(
@@ -63,6 +85,10 @@ class MathVerifier:
                 "at least 256, which sympy takes",
                 "verifier.memory_mib=1024",
             )
+        if not 0 <= rel_tol < 1:
+            raise ConfigError(
+                f"verifier.rel_tol={rel_tol}", "a share from 0, exact, to below 1", "verifier.rel_tol=0.01"
+            )
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
                 "verifier: math",
@@ -70,7 +96,8 @@ class MathVerifier:
                 "verifier=integer",
             )
         self.extract: Extraction = extract
-        self._pool = WorkerPool(workers, deadline_s=deadline_s, memory_mib=memory_mib)
+        self.rel_tol = rel_tol
+        self._pool = WorkerPool(workers, deadline_s=deadline_s, memory_mib=memory_mib, rel_tol=rel_tol)
 
     def __call__(self, prompt: Prompt, completion: str) -> Verdict:
         """Judge one response and wait for the verdict."""
@@ -89,13 +116,13 @@ class MathVerifier:
         if answer is None or not answer.strip():
             return _done(Verdict(0.0, correct=False, answer=None, reason="no answer"))
         if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
-            value = int(answer.replace(",", ""))
-            return _done(_verdict(value == int(gold.replace(",", "")), str(value)))
+            value, right = int(answer.replace(",", "")), int(gold.replace(",", ""))
+            return _done(_verdict(abs(value - right) <= self.rel_tol * abs(right), str(value)))
         if len(answer) > _LONGEST:
             return _done(Verdict(0.0, correct=False, answer=None, reason="answer too long"))
-        found = _canonical(answer)
+        found = canonical(answer)
         try:
-            return _done(_verdict(equivalent(gold, answer, _undecided), found))
+            return _done(_verdict(equivalent(gold, answer, _undecided, rel_tol=self.rel_tol), found))
         except _UndecidedError:
             compared = self._pool.submit(gold, answer)
 
@@ -126,10 +153,3 @@ def _verdict(correct: bool, answer: str) -> Verdict:
 
 def _error(answer: str | None, why: str) -> Verdict:
     return Verdict(0.0, correct=False, answer=answer, reason=f"verifier error: {why}")
-
-
-def _canonical(answer: str) -> str:
-    """One spelling an answer, for majority votes: numbers by value, the rest in normal form."""
-    text = normal_form(answer)
-    exact = number(split_unit(text)[0])
-    return str(exact.value) if exact else text

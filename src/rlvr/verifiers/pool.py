@@ -49,10 +49,18 @@ class WorkerPool:
         workers: processes at a time.
         deadline_s: seconds for one comparison.
         memory_mib: address space of one worker, MiB.
+        rel_tol: how far a number may be from the gold one, as a share of it.
     """
 
-    def __init__(self, workers: int = 2, *, deadline_s: float = 3.0, memory_mib: int = 1024) -> None:
-        self.workers, self.deadline_s, self.memory_mib = workers, deadline_s, memory_mib
+    def __init__(
+        self, workers: int = 2, *, deadline_s: float = 3.0, memory_mib: int = 1024, rel_tol: float = 0.0
+    ) -> None:
+        self.workers, self.deadline_s, self.memory_mib, self.rel_tol = (
+            workers,
+            deadline_s,
+            memory_mib,
+            rel_tol,
+        )
         self._requests: queue.SimpleQueue[tuple[Future[bool], str, str] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._running: set[_Worker] = set()
@@ -112,7 +120,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise VerifierError("the pool is closed")
-            worker = _Worker(self.deadline_s, self.memory_mib)
+            worker = _Worker(self.deadline_s, self.memory_mib, self.rel_tol)
             self._running.add(worker)
         return worker
 
@@ -125,10 +133,10 @@ class WorkerPool:
 class _Worker:
     """One process, used by the thread that made it."""
 
-    def __init__(self, deadline_s: float, memory_mib: int) -> None:
+    def __init__(self, deadline_s: float, memory_mib: int, rel_tol: float) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "rlvr.answers.worker"]
-            + [str(os.getpid()), str(deadline_s), str(memory_mib)],
+            + [str(os.getpid()), str(deadline_s), str(memory_mib), str(rel_tol)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
