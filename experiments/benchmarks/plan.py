@@ -6,14 +6,15 @@ Each run is a process of its own: ``experiment=smollm2_words``, one iteration of
 there for the second; further arguments are overrides of all. Memory is the high-water mark of the resident
 set (``VmHWM``) above what the process had with its libraries imported, before the first update and at the
 end. The plan is asked for the longest prompt and response that the run had, and for no AdamW before the first
-update. Seconds are the run's own.
+update. Seconds are the process's CPU time, for other processes must not count: of generating and scoring an
+iteration's responses, and of its updates.
 """
 
-import csv
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -49,16 +50,21 @@ def high_water() -> int:
 
 
 class Watch(Callback):
-    """Writes down high-water marks, and the longest prompt and response of the updates."""
+    """Writes down high-water marks, CPU seconds, and the longest prompt and response of the updates."""
 
     def __init__(self) -> None:
-        self.found = {"imported": high_water(), "before": 0, "prompt": 0, "response": 0}
+        self.found: dict[str, float] = {"imported": high_water(), "before": 0, "prompt": 0, "response": 0}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before an iteration's responses are generated."""
+        self.begin = time.process_time()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Before a mini-batch's update."""
-        self.found["before"] = self.found["before"] or high_water()
+        if not self.found["before"]:
+            self.found["before"], self.found["responses_s"] = high_water(), time.process_time() - self.begin
         response = batch.loss_mask.shape[1]
         prompt = batch.sequences.input_ids.shape[1] - response
         self.found["prompt"] = max(self.found["prompt"], prompt)
@@ -67,6 +73,7 @@ class Watch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last one."""
         self.found["end"] = high_water()
+        self.found["update_s"] = time.process_time() - self.begin - self.found["responses_s"]
         (Path(trainer.default_root_dir) / "watched.json").write_text(json.dumps(self.found))
 
 
@@ -75,18 +82,16 @@ def config(overrides: list[str]) -> DictConfig:
         return compose("train", overrides=[*COMMON, *overrides])
 
 
-def measured(overrides: list[str]) -> tuple[dict[str, int], dict[str, float]]:
-    """What a run in a process of its own took: bytes and lengths, and seconds by phase."""
+def measured(overrides: list[str]) -> dict[str, float]:
+    """What :class:`Watch` wrote down of a run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, __file__, "--child", folder, *overrides], check=True)
-        with (Path(folder) / "metrics.csv").open() as file:
-            row = list(csv.DictReader(file))[-1]
-        found: dict[str, int] = json.loads((Path(folder) / "watched.json").read_text())
-        return found, {key: float(row[f"time/{key}_s"]) for key in ("rollout", "logprob", "update")}
+        found: dict[str, float] = json.loads((Path(folder) / "watched.json").read_text())
+        return found
 
 
 def compare(name: str, overrides: list[str], hardware: Hardware) -> None:
-    found, took = measured(overrides)
+    found = measured(overrides)
     lengths = [f"data.max_prompt_tokens={found['prompt']}", f"data.max_new_tokens={found['response']}"]
     job = job_of(config([*overrides, *lengths]), hardware)
     parts = memory(job, hardware)
@@ -98,9 +103,11 @@ def compare(name: str, overrides: list[str], hardware: Hardware) -> None:
             (found["before"] - found["imported"]) / GIB,
         ),
         "GiB at most": (max(phases.values()) / GIB, (found["end"] - found["imported"]) / GIB),
-        "s rollout": (times["rollout: prefill"] + times["rollout: decode"], took["rollout"]),
-        "s old log-probs": (times["old log-probs"], took["logprob"]),
-        "s update": (times["update"], took["update"]),
+        "s responses and their log-probs": (
+            times["rollout: prefill"] + times["rollout: decode"] + times["old log-probs"],
+            found["responses_s"],
+        ),
+        "s update": (times["update"], found["update_s"]),
     }
     for key, (plan, real) in rows.items():
         print(

@@ -82,12 +82,12 @@ class Hardware:
         return self.memory_bytes_s * self.memory_efficiency
 
 
-def this_cpu(size: int = 1024, repeat: int = 5) -> Hardware:
+def this_cpu(size: int = 512, repeat: int = 20) -> Hardware:
     """This machine's CPU, its rates measured on torch's present number of threads.
 
     Args:
-        size: rows and columns of the matrices multiplied; a copy is of 64 times their bytes.
-        repeat: of which the fastest counts.
+        size: rows and columns of the matrices multiplied.
+        repeat: of which the fastest counts: each is short, so that on a busy machine one runs undisturbed.
     """
 
     def best(work: Callable[[], object]) -> float:
@@ -102,7 +102,7 @@ def this_cpu(size: int = 1024, repeat: int = 5) -> Hardware:
     for name in SIZES:
         left, right = (torch.rand(size, size).to(getattr(torch, name)) for _ in range(2))
         flops[name] = 2 * size**3 / best(partial(torch.mm, left, right))
-    source = torch.ones(64 * size * size // 4)
+    source = torch.ones(16 << 20)  # 64 MiB, more than caches hold
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / best(partial(target.copy_, source))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
