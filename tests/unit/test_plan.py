@@ -294,7 +294,9 @@ def test_a_cache_bounds_the_responses_at_one_time() -> None:
     assert concurrent_rows(job(engine=engine), CARD) == 3
     none = job(engine=replace(engine, kv_cache_gib=0.5 * one / GIB))
     assert concurrent_rows(none, CARD) == 0
-    assert "engine.kv_cache_gib=1" in warnings(none, CARD)[0]
+    assert "try engine.kv_cache_gib=1" in warnings(none, CARD)[0]
+    shared = replace(none, engine=replace(none.engine, ranks=2))
+    assert "try engine.engine.kv_cache_gib=1" in warnings(shared, CARD)[0]
 
 
 def test_seconds_by_hand() -> None:

@@ -36,7 +36,7 @@ def warnings(job: Job, hardware: Hardware) -> list[str]:
     if job.engine.kind == "vllm" and concurrent_rows(job, hardware) == 0:
         need = math.ceil(job.length * job.shapes.kv_bytes(SIZES[job.engine.dtype]) / job.engine.devices / GIB)
         found.append(
-            f"the engine's KV cache holds no response of {job.length} tokens; try engine.kv_cache_gib={need}"
+            f"the engine's KV cache holds no response of {job.length} tokens; try {job.engine.node}.kv_cache_gib={need}"
         )
     return found
 
@@ -78,11 +78,11 @@ def _ways(job: Job, hardware: Hardware) -> Iterator[tuple[str, dict[str, Any]]]:
     if engine.kind == "vllm" and not engine.beside:
         for share in (0.3, 0.2):
             if engine.kv_cache_gib is None and share < engine.memory_share:
-                yield f"engine.memory_share={share}", {"engine": replace(engine, memory_share=share)}
+                yield f"{engine.node}.memory_share={share}", {"engine": replace(engine, memory_share=share)}
     if engine.kind == "transformers":
         for rows in (engine.max_num_seqs // 2, engine.max_num_seqs // 4):
             if rows:
-                yield f"engine.max_num_seqs={rows}", {"engine": replace(engine, max_num_seqs=rows)}
+                yield f"{engine.node}.max_num_seqs={rows}", {"engine": replace(engine, max_num_seqs=rows)}
     rows = min(job.rows_at_once, job.rows)
     if not job.checkpointing:
         yield "policy.activation_checkpointing=true", {"checkpointing": True}

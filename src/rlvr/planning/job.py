@@ -35,6 +35,11 @@ class EngineSizes:
     memory_share: float = 0.4
     kv_cache_gib: float | None = None
 
+    @property
+    def node(self) -> str:
+        """Where its settings stand; a shared engine's in a node within."""
+        return "engine.engine" if self.ranks > 1 else "engine"
+
 
 @dataclass(frozen=True)
 class Job:
