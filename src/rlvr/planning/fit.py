@@ -35,9 +35,8 @@ def warnings(job: Job, hardware: Hardware) -> list[str]:
         )
     if job.engine.kind == "vllm" and concurrent_rows(job, hardware) == 0:
         need = math.ceil(job.length * job.shapes.kv_bytes(SIZES[job.engine.dtype]) / job.engine.devices / GIB)
-        found.append(
-            f"the engine's KV cache holds no response of {job.length} tokens; try {job.engine.node}.kv_cache_gib={need}"
-        )
+        fix = f"{job.engine.node}.kv_cache_gib={need}"
+        found.append(f"the engine's KV cache holds no response of {job.length} tokens; try {fix}")
     return found
 
 
