@@ -42,6 +42,8 @@ TOP_LEVEL = [
     "seed",
     "ckpt_path",
     "threads",
+    "plan",
+    "hardware",
 ]
 REFUSED_TRAINER_KEYS = {
     "gradient_clip_val": "algorithm.gradient_clip=1.0",

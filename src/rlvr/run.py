@@ -47,6 +47,7 @@ from rlvr.guards import (
 from rlvr.instantiate import build, build_benchmarks, check, plain
 from rlvr.losses import name_of, needs_of
 from rlvr.module import RLVRModule
+from rlvr.plan import write_plan
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.sharding import save
 from rlvr.sources import facts_of
@@ -73,6 +74,8 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     """
     folder = Path(run_dir)
     check(cfg)
+    if cfg.plan:
+        return write_plan(cfg, folder)
     _quiet()
     checkpoint = _checkpoint(cfg.ckpt_path, folder)
     algorithm: Algorithm = build(cfg, "algorithm")
