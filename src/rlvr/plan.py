@@ -81,6 +81,7 @@ def job_of(cfg: DictConfig, hardware: Hardware) -> Job:
         nodes=nodes,
         offload=bool(options.get("offload", False)),
         reduce_every_micro_batch=bool(options.get("reduce_every_micro_batch", False)),
+        context=int(options.get("context_parallel_size", 1)),
         reference=algorithm.kl_coef > 0,
         two_passes=needs_of(algorithm.loss).sequence_stats,
     )
@@ -145,7 +146,7 @@ def write_plan(cfg: DictConfig, folder: Path) -> int:
         "ranks": job.ranks,
         "micro_batch": {
             "rows": job.micro_rows,
-            "tokens": job.micro_rows * job.length,
+            "tokens": round(job.micro_rows * job.length),
             "of_minibatch": job.micro_batches,
         },
         "bytes": [
@@ -174,7 +175,7 @@ def _lines(
         f"{hardware.name}; "
         f"{sizes.num_prompts} x {sizes.group_size} responses, {job.length} tokens with their prompts; "
         f"{sizes.minibatches} mini-batches, on each rank {job.micro_batches} micro-batches of "
-        f"{job.micro_rows} rows = {job.micro_rows * job.length:,} tokens"
+        f"{job.micro_rows:g} rows = {round(job.micro_rows * job.length):,} tokens"
     )
     for on_host, title in ((False, "GiB a device"), (True, "GiB a node's host")):
         listed = [part for part in parts if part.on_host == on_host]

@@ -245,6 +245,13 @@ def test_whole_gradients_wait_for_the_last_of_several_micro_batches() -> None:
     assert "whole gradients" not in sizes_of(replace(two, reduce_every_micro_batch=True))
 
 
+def test_ranks_that_compute_rows_together_hold_a_part_each() -> None:
+    alone = job(strategy="fsdp", devices=4)
+    shared = replace(alone, context=4)
+    assert sizes_of(shared)["saved activations"] == sizes_of(alone)["saved activations"] / 2
+    assert shared.micro_batches == 2 * alone.micro_batches
+
+
 def test_offload_moves_shards_of_all_ranks_to_the_host() -> None:
     fsdp = job(strategy="fsdp", devices=4, nodes=2, sizes=replace(job().sizes, num_prompts=8), offload=True)
     moved = ("parameters", "gradients", "AdamW, m and v")

@@ -82,15 +82,15 @@ def _ways(job: Job, hardware: Hardware) -> Iterator[tuple[str, dict[str, Any]]]:
         for rows in (engine.max_num_seqs // 2, engine.max_num_seqs // 4):
             if rows:
                 yield f"{engine.node}.max_num_seqs={rows}", {"engine": replace(engine, max_num_seqs=rows)}
-    rows = min(job.rows_at_once, job.rows)
+    together = round(min(job.rows_at_once, job.rows) * job.context)
     if not job.checkpointing:
         yield "policy.activation_checkpointing=true", {"checkpointing": True}
-    while rows > 1:
-        rows //= 2
+    while together > 1:
+        together //= 2
         if sizes.tokens_per_micro_batch is None:
-            yield f"data.micro_batch_size={rows}", {"sizes": replace(sizes, micro_batch_size=rows)}
+            yield f"data.micro_batch_size={together}", {"sizes": replace(sizes, micro_batch_size=together)}
         else:
-            budget = rows * job.length
+            budget = together * job.length
             changed = replace(sizes, tokens_per_micro_batch=budget)
             yield f"data.tokens_per_micro_batch={budget}", {"sizes": changed}
     if job.strategy == "fsdp" and not job.reduce_every_micro_batch:

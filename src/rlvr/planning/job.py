@@ -59,6 +59,7 @@ class Job:
         nodes: how many.
         offload: ``trainer.strategy.offload``.
         reduce_every_micro_batch: the strategy's.
+        context: ranks that make a forward pass together; ``trainer.strategy.context_parallel_size``.
         reference: whether there is a reference policy.
         two_passes: whether the loss needs a pass over the head of its own.
     """
@@ -76,6 +77,7 @@ class Job:
     nodes: int = 1
     offload: bool = False
     reduce_every_micro_batch: bool = False
+    context: int = 1
     reference: bool = False
     two_passes: bool = False
 
@@ -110,13 +112,14 @@ class Job:
         return max(math.ceil(self.rows / self.sizes.minibatches), 1)
 
     @property
-    def rows_at_once(self) -> int:
-        """Rows of a forward pass, by number or by tokens."""
+    def rows_at_once(self) -> float:
+        """Rows of a forward pass, by number or by tokens; a rank's share, where several make it together."""
         budget = self.sizes.tokens_per_micro_batch
-        return self.sizes.micro_batch_size if budget is None else max(budget // self.length, 1)
+        rows = self.sizes.micro_batch_size if budget is None else max(budget // self.length, 1)
+        return rows / self.context
 
     @property
-    def micro_rows(self) -> int:
+    def micro_rows(self) -> float:
         """Rows of a forward pass of the update."""
         return min(self.rows_at_once, self.rows_per_minibatch)
 
