@@ -41,6 +41,7 @@ LAYERS = {
     "rollouts": 1,
     "weight_sync": 1,
     "sharding": 1,
+    "rank_watch": 1,
     "minibatches": 1,
     "planning": 1,
     "report": 1,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from hydra.errors import HydraException
@@ -32,7 +33,11 @@ def run(name: str, job: Callable[[], None]) -> None:
 
 
 def leave(name: str, work: Callable[[], int]) -> None:
-    """Do a job's work within Hydra, and exit with its status where that is not 0."""
+    """Do a job's work within Hydra, and exit with its status where that is not 0.
+
+    A rank that leaves others behind does so at once: the interpreter's cleaning up would wait for them, and
+    they wait for this one.
+    """
     try:
         code = work()
     except ConfigError as error:
@@ -41,8 +46,23 @@ def leave(name: str, work: Callable[[], int]) -> None:
         # Said here: out of the job, Hydra would print a line of its own above it.
         print(f"{name}: {error}", file=sys.stderr)
         code = 2
+    except Exception:
+        if not _has_ranks():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _has_ranks():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if code:
         sys.exit(code)
+
+
+def _has_ranks() -> bool:
+    """Whether this process is still connected to other ranks; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.distributed.is_initialized())
 
 
 def with_lists(arguments: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ from rlvr.prompts import PromptOrder, encode
 from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
 from rlvr.rollouts import Ahead, JudgedRollouts, RolloutSource
 from rlvr.settings import DataConfig, EvaluationConfig
-from rlvr.strategies import gathered
+from rlvr.strategies import gathered_at_zero
 from rlvr.tasks import Task
 from rlvr.verifiers import Verifier
 from rlvr.weight_sync import WeightSync
@@ -184,6 +184,8 @@ class RolloutDataModule(LightningDataModule):
                 generated = self._ahead.result()
             elif self._restored is not None and self._restored["iteration"] == k and self.config.lookahead:
                 generated = self._pending(k, self._restored["rollouts"])
+                if self._sum(torch.tensor(generated is None).long()):
+                    generated = None  # all or none: ranks may share an engine, which asks all of them
         except EngineDiedError as error:
             self._say_died(error)
         self._ahead = self._restored = None
@@ -193,14 +195,14 @@ class RolloutDataModule(LightningDataModule):
 
     def _look_ahead(self, k: int) -> None:
         """Start to generate iteration ``k + 1``'s responses by iteration ``k``'s starting weights."""
-        failure: RunError | None = None
+        failure: RunError | ConfigError | None = None
         died = False
         try:
             self.sync()
         except EngineDiedError as error:
             self._say_died(error)  # and start it again when the time for them has come
             died = True
-        except RunError as error:
+        except (RunError, ConfigError) as error:
             failure = error
         self._fail_together(failure)
         if died:
@@ -240,8 +242,9 @@ class RolloutDataModule(LightningDataModule):
 
         Raises:
             RunError: where the engine of any rank died too often, or generates with other weights.
+            ConfigError: where this rank's does not start.
         """
-        failure: RunError | None = None
+        failure: RunError | ConfigError | None = None
         while True:
             self._fail_together(failure)
             if not self._sum(torch.tensor(generated is None).long()):
@@ -252,10 +255,10 @@ class RolloutDataModule(LightningDataModule):
                 generated = generated or work()
             except EngineDiedError as error:
                 self._say_died(error)
-            except RunError as error:
+            except (RunError, ConfigError) as error:
                 failure = error
 
-    def _fail_together(self, failure: RunError | None) -> None:
+    def _fail_together(self, failure: RunError | ConfigError | None) -> None:
         """Leave with an error where any rank has one: alone, the others would wait for it."""
         if self._sum(torch.tensor(failure is not None).long()):
             raise failure or RunError("the engine of another rank failed")
@@ -294,7 +297,7 @@ class RolloutDataModule(LightningDataModule):
         if not self.config.lookahead:
             return {}
         generated = self._ahead.wait() if self._ahead is not None else None
-        ranks = gathered(None if generated is None else generated.plain())
+        ranks = gathered_at_zero(None if generated is None else generated.plain())
         return {"iteration": self.fitting.current_epoch + 1, "rollouts": ranks} if any(ranks) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -12,6 +12,11 @@ class ConfigError(ValueError):
 
     def __init__(self, what: str, expected: str, fix: str) -> None:
         super().__init__(f"{what}: expected {expected}; try {fix}")
+        self._given = (what, expected, fix)
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, str, str]]:
+        """One rank tells the others."""
+        return type(self), self._given
 
 
 class RunError(RuntimeError):

@@ -178,11 +178,12 @@ def refuse_engine(trainer: Trainer, engine: RolloutEngine, sizes: DataConfig) ->
             "an engine for each rank: ranks replace prompts in rounds of their own",
             "engine=vllm",
         )
-    if isinstance(trainer.strategy, FSDP) and isinstance(engine, TransformersEngine) and not engine.own_copy:
+    node, inner = ("engine.engine", engine.engine) if isinstance(engine, SharedEngine) else ("engine", engine)
+    if isinstance(trainer.strategy, FSDP) and isinstance(inner, TransformersEngine) and not inner.own_copy:
         raise ConfigError(
-            "engine.own_copy=false beside trainer=fsdp",
+            f"{node}.own_copy=false beside trainer=fsdp",
             "whole weights to generate with: each rank has a shard of them",
-            "engine.own_copy=true",
+            f"{node}.own_copy=true",
         )
 
 
@@ -193,7 +194,7 @@ def refuse_lookahead(sizes: DataConfig, engine: RolloutEngine) -> None:
             "data.lookahead=1",
             f"an engine that generates while the trainer trains, and this {type(engine).__name__} uses the "
             "trainer's weights or card",
-            "engine.own_copy=true for transformers, engine.device=cuda:1 for vllm",
+            "engine.own_copy=true for transformers, engine.device=cuda:N (engine.engine.device) for vllm",
         )
 
 

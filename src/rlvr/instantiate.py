@@ -54,7 +54,7 @@ REFUSED_TRAINER_KEYS = {
 }
 GIVEN = {
     "policy": {"deferred"},
-    "engine": {"policy", "local_rank", "local_ranks"},
+    "engine": {"policy", "place"},
     "trainer": {"callbacks", "logger"},
     "benchmark.heldout": {"task", "verifier"},
 }

@@ -111,6 +111,11 @@ class Policy(nn.Module):
         return dtype
 
     @property
+    def needs_half(self) -> bool:
+        """Whether the attention takes half precision alone."""
+        return self._flash is not None
+
+    @property
     def pad_id(self) -> int:
         """Token that fills rows up; never attended to."""
         token = self.tokenizer.pad_token_id

@@ -24,13 +24,13 @@ from rlvr.callbacks import (
     Checkpoints,
     ClipScheduler,
     EntropyRegions,
-    RankWatch,
     RunRecord,
     Samples,
     StopRequest,
 )
 from rlvr.clipping import ClipRange, LinearThreshold
 from rlvr.data import RolloutDataModule
+from rlvr.engines import Place
 from rlvr.errors import ConfigError, RunError
 from rlvr.guards import (
     check_loss,
@@ -51,7 +51,7 @@ from rlvr.plan import write_plan
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.sharding import save
 from rlvr.sources import facts_of
-from rlvr.strategies import FSDP
+from rlvr.strategies import FSDP, gathered, leave_group
 from rlvr.verifiers import close_verifiers
 
 SIDES = ("lower", "upper")
@@ -97,12 +97,11 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         if isinstance(callback, Samples):
             callback.folder = folder
     schedulers = [] if scheduler is None else [scheduler]
-    watch = RankWatch()
     record = RunRecord(folder, name=os.environ.get("RLVR_RUN_NAME", ""))
     trainer: Trainer = build(
         cfg,
         "trainer",
-        callbacks=[*schedulers, *callbacks, record, checkpoints, watch],
+        callbacks=[*schedulers, *callbacks, record, checkpoints],
         logger=_logger(cfg, checkpoint),
         default_root_dir=str(folder),
         plugins=[AtomicCheckpointIO()],
@@ -121,14 +120,18 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
     if cfg.threads is not None or cfg.policy.path is None:
         # A model of the embedded one's size runs fastest on one thread.
         torch.set_num_threads(cfg.threads or 1)
-    elif trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+    elif trainer.world_size > 1:
         torch.set_num_threads(max((os.cpu_count() or 1) // trainer.num_devices, 1))
     policy = build(cfg, "policy", deferred=isinstance(trainer.strategy, FSDP))
     if isinstance(trainer.strategy, FSDP) and (size := trainer.strategy.context_parallel_size) > 1:
         policy.check_sharing(size, trainer.world_size)
-    engine = build(
-        cfg, "engine", policy=policy, local_rank=trainer.local_rank, local_ranks=trainer.num_devices
+    place = Place(
+        rank=trainer.local_rank,
+        ranks=trainer.num_devices,
+        world=trainer.world_size,
+        gpu=trainer.strategy.root_device.index,
     )
+    engine = build(cfg, "engine", policy=policy, place=place)
     refuse_engine(trainer, engine, sizes)
     refuse_lookahead(sizes, engine)
     module = RLVRModule(
@@ -162,31 +165,33 @@ def train(cfg: DictConfig, run_dir: str, overrides: list[str]) -> int:
         trainer.fit(
             module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True
         )
-        complete = stop.signal is None and checkpoints.stop_reason is None and module.ledger.rows
+        complete = all(gathered(stop.signal is None and checkpoints.stop_reason is None))
+        complete = complete and bool(module.ledger.rows)
         if complete and not any(key.startswith("val/") for key in module.ledger.rows[-1]):
             trainer.validate(module, data, verbose=False)
         if complete and cfg.export:
             save(policy, folder / "policy", module.device)
+        leave_group()
     except SystemExit:  # Lightning's way to leave at an interrupt, which is our second signal
         if stop.signal is None:
             raise
         print(f"stopped at once: {Signals(stop.signal).name}; ckpt_path=auto continues", flush=True)
         return 128 + stop.signal
-    except RunError as error:
+    except RunError as error:  # of all ranks
         checkpoints.stop_reason = str(error)
-    except RuntimeError as error:
-        cause = watch.explain(error)
+        leave_group()
+    except Exception as error:
+        watch = getattr(trainer.strategy, "watch", None)
+        cause = error if watch is None else watch.explain(error)
         if cause is error:
             raise
+        checkpoints.stop_reason = str(cause)
         if not trainer.is_global_zero:
             print(f"rank {trainer.global_rank} stopped: {cause}", file=sys.stderr, flush=True)
             return 3
-        checkpoints.stop_reason = str(cause)
     finally:
         engine.close()
         close_verifiers([verifier, *(each.verifier for each in benchmarks)])
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return 0  # rank 0 says how the run ended
     finish(cfg, folder, module, callbacks, trainer.loggers, objective, overrides, checkpoints.stop_reason)

@@ -39,7 +39,8 @@ def shard(
     """Shard a deferred policy over the ranks of ``mesh``, layer by layer, and load its weights.
 
     Rank 0 reads the weights into host memory and broadcasts them tensor by tensor; every other rank goes from
-    the meta device to its shards, and no rank holds more than its shards and one layer on its device.
+    the meta device to its shards. A device never holds more than its shards, the embedding and head, and two
+    layers.
 
     Args:
         policy: made with ``deferred=True``; changed in place.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from rlvr.context import ContextGroup
 from rlvr.errors import ConfigError, require_numbers
+from rlvr.rank_watch import RankWatch
 
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 """By the device; metrics and offloaded parameters are on the CPU while models are on GPUs."""
@@ -29,25 +31,52 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def gathered_at_zero(value: Any) -> list[Any]:
+    """The plain values of all ranks on rank 0, and none on the others; every rank has to ask."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def leave_group() -> None:
+    """Give the ranks' connections back; only where all of them do, for it waits for what is under way."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class _Launcher(_SubprocessScriptLauncher):
-    """Starts this node's ranks; :class:`rlvr.callbacks.RankWatch` ends them.
+    """Starts this node's ranks, and has :class:`RankWatch` end them.
 
     Lightning's own observer kills the process that it runs in without a word, in the middle of a report too.
     """
+
+    watch: RankWatch
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
+            self.watch.processes(self.procs)
         return function(*args, **kwargs)
+
+
+def _watched(strategy: Any) -> tuple[RankWatch, _Launcher | None]:
+    """What watches a strategy's ranks, and what starts them, where nothing outside has."""
+    watch = RankWatch()
+    if strategy.cluster_environment.creates_processes_externally:
+        return watch, None
+    launcher = _Launcher(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
+    launcher.watch = watch
+    return watch, launcher
 
 
 class DDP(DDPStrategy):
     """Every rank holds the whole policy; gradients are reduced once a mini-batch."""
 
     def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+        self.watch, self._launcher = _watched(self)
 
     def _get_process_group_backend(self) -> str:
         return self._process_group_backend or BACKENDS[self.root_device.type]
@@ -94,13 +123,15 @@ class FSDP(ModelParallelStrategy):
         self.context: ContextGroup | None = None
 
     def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        if not self.cluster_environment.creates_processes_externally:
-            self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+        self.watch, self._launcher = _watched(self)
+
+    def _get_process_group_backend(self) -> str:
+        return self._process_group_backend or BACKENDS[self.root_device.type]
 
     def setup_environment(self) -> None:
-        """One data-parallel dimension over all ranks, and the groups among them."""
-        assert self.cluster_environment is not None
+        """One data-parallel dimension over all ranks, and groups among them; once, for fit and validate."""
+        if self._device_mesh is not None:
+            return
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
         if self.context_parallel_size > 1:
@@ -130,22 +161,20 @@ class FSDP(ModelParallelStrategy):
         The link is moved in one step when every rank has written and flushed its shard, so that a kill at any
         time leaves the checkpoint before it.
         """
-        target = Path(self.broadcast(str(filepath)))
-        folder = target.parent / f".{target.name}-{checkpoint['epoch']}-{checkpoint['global_step']}"
-        link = folder.with_suffix(".link")
-        if self.is_global_zero:
-            shutil.rmtree(folder, ignore_errors=True)
-        self.barrier()
+        # A name of its own: an iteration may be saved twice, when a run goes on from an earlier one.
+        target, name = self.broadcast((Path(filepath), uuid4().hex[:8]))
+        folder = target.parent / f".{target.name}-{name}"
         super().save_checkpoint(checkpoint, folder, storage_options)
         self.barrier()
         if self.is_global_zero:
-            link.unlink(missing_ok=True)
+            for path in (folder / "meta.pt", folder):  # the shards are on the disk already
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+            link = folder.with_suffix(".link")
             link.symlink_to(folder.name, target_is_directory=True)
             os.replace(link, target)
             for other in target.parent.glob(f".{target.name}-*"):
                 if other != folder:
-                    shutil.rmtree(other)
+                    shutil.rmtree(other, ignore_errors=True)  # perhaps somebody reads it
         self.barrier()
-
-    def _get_process_group_backend(self) -> str:
-        return self._process_group_backend or BACKENDS[self.root_device.type]

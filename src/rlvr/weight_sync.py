@@ -33,7 +33,9 @@ class WeightSync:
     def __init__(self, policy: Policy, engine: RolloutEngine, device: torch.device | None = None) -> None:
         self.policy, self.engine = policy, engine
         self._device = device
-        dtypes = (policy.dtype, policy.compute_dtype, engine.dtype)
+        # Flash attention takes no float32.
+        self._half = policy.needs_half and (policy.compute_dtype or policy.dtype) == torch.float32
+        dtypes = (policy.dtype, policy.compute_dtype, engine.dtype, torch.bfloat16 if self._half else None)
         self._dtype = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
         self._before: Tensor | None = None
         vocabulary = policy.model.config.get_text_config().vocab_size
@@ -85,5 +87,5 @@ class WeightSync:
         ids = torch.tensor([self._probe])
         everything = torch.ones_like(ids, dtype=torch.bool)
         sequences = Sequences(ids, everything, everything[:, 1:])
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
             return self.policy.logprobs(sequences.to(device)).logprobs.float().cpu()

@@ -11,7 +11,6 @@ from rlvr.callbacks.clip_schedulers import (
 from rlvr.callbacks.entropy_probe import EntropyProbe
 from rlvr.callbacks.entropy_regions import EntropyRegions
 from rlvr.callbacks.histograms import Histograms
-from rlvr.callbacks.rank_watch import RankWatch
 from rlvr.callbacks.run_record import RunRecord
 from rlvr.callbacks.samples import Samples
 
@@ -26,7 +25,6 @@ __all__ = [
     "Histograms",
     "IncreaseThenDecrease",
     "OscillatoryDecay",
-    "RankWatch",
     "RunRecord",
     "Samples",
     "StopRequest",

@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from rlvr.batch import Batch, Sequences
 from rlvr.module import RLVRModule
 from rlvr.sharding import is_sharded, local
+from rlvr.strategies import gathered_at_zero
 
 
 class EntropyProbe(Callback):
@@ -86,10 +88,14 @@ class EntropyProbe(Callback):
         return stats.entropy.sum() * (trainer.world_size / tokens)
 
     def state_dict(self) -> dict[str, Any]:
-        """The probe's tokens."""
-        return {} if self._probe is None else {"probe": vars(self._probe)}
+        """The tokens that every rank probes."""
+        mine = None if self._probe is None else vars(self._probe.to(torch.device("cpu")))
+        return {"probes": gathered_at_zero(mine)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        if "probe" in state_dict:
-            self._probe = Sequences(**state_dict["probe"])
+        """Restore this rank's; on another number of ranks, the probe is taken anew."""
+        probes = state_dict["probes"]
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        if len(probes) == world and probes[rank] is not None:
+            self._probe = Sequences(**probes[rank])

@@ -42,6 +42,14 @@ class EntropyRegions(Callback):
         self.tolerance = tolerance
         shape = (2, len(LOG_RATIO_EDGES) - 1, len(PROBABILITY_EDGES) - 1)
         self.counts, self.flows = np.zeros(shape), np.zeros(shape)
+        self._new_counts, self._new_flows = np.zeros(shape), np.zeros(shape)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the iteration's part of the map, over all ranks."""
+        news = torch.from_numpy(np.stack([self._new_counts, self._new_flows]))
+        counts, flows = trainer.strategy.reduce(news, reduce_op="sum").numpy()
+        self.counts, self.flows = self.counts + counts, self.flows + flows
+        self._new_counts, self._new_flows = np.zeros_like(counts), np.zeros_like(flows)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -110,8 +118,8 @@ class EntropyRegions(Callback):
         edges = (LOG_RATIO_EDGES, PROBABILITY_EDGES)
         for panel, chosen in enumerate((advantages > 0, advantages < 0)):
             where = (log_ratio[chosen].clip(*LOG_RATIO_EDGES[[0, -1]]), probs[chosen].clip(0, 1))
-            self.counts[panel] += np.histogram2d(*where, bins=edges)[0]
-            self.flows[panel] += np.histogram2d(*where, bins=edges, weights=weights[chosen])[0]
+            self._new_counts[panel] += np.histogram2d(*where, bins=edges)[0]
+            self._new_flows[panel] += np.histogram2d(*where, bins=edges, weights=weights[chosen])[0]
 
     def map(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Counts, flows, edges of probability and of log-ratio, as the region map figure wants them."""

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class Histograms(Callback):
-    """Histograms over the tokens of an iteration's last update, where the ratio has moved most.
+    """Histograms over rank 0's tokens of an iteration's last update, where the ratio has moved most.
 
     Args:
         every: iterations between two histograms.
@@ -24,6 +24,8 @@ class Histograms(Callback):
         if k % self.every or batch_idx + 1 < trainer.num_training_batches or not trainer.is_global_zero:
             return
         mask = outputs["mask"]
+        if not mask.any():
+            return
         tokens = {
             "tokens/ratio": outputs["ratio"],
             "tokens/probability": outputs["logprobs"].exp(),

@@ -13,6 +13,31 @@ PROBE_LENGTH = 16
 """Tokens of the sequence that every engine can score."""
 
 
+class Place:
+    """Where the trainer that an engine serves is; no dataclass, which Hydra would take for a configuration.
+
+    Args:
+        rank: of the trainer on its node.
+        ranks: trainers on the node.
+        world: trainers on all nodes.
+        gpu: the trainer's, as it counts them; None on a CPU.
+        sharing: trainers that share one engine.
+
+    Attributes:
+        node: where the engine's settings stand, for messages.
+    """
+
+    def __init__(
+        self, *, rank: int = 0, ranks: int = 1, world: int = 1, gpu: int | None = None, sharing: int = 1
+    ) -> None:
+        self.rank, self.ranks, self.world, self.gpu, self.sharing = rank, ranks, world, gpu, sharing
+        self.node = "engine" if sharing == 1 else "engine.engine"
+
+    def shared(self, sharing: int) -> "Place":
+        """The same place, of an engine that several trainers share."""
+        return Place(rank=self.rank, ranks=self.ranks, world=self.world, gpu=self.gpu, sharing=sharing)
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How to sample, and the key of every draw.

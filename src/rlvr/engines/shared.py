@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlvr.batch import Prompt, Rollout
-from rlvr.engines.protocol import RolloutEngine, SamplingParams
+from rlvr.engines.protocol import Place, RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.policy import Policy
 
+ALONE = Place()
 LONGEST_WAIT = timedelta(days=1)
 """Of a rank for the others' rollouts; one that dies is noticed at once."""
 
@@ -27,10 +28,12 @@ class SharedEngine:
 
     Args:
         policy: the trainer's policy.
-        engine: makes the engine, from ``policy``, ``local_rank`` and ``local_ranks``.
+        engine: makes the engine, from ``policy`` and ``place``.
         ranks: that share it.
-        local_rank: this rank on its node.
-        local_ranks: ranks on this node.
+        place: of the trainer.
+
+    Attributes:
+        engine: what is shared, on the rank that has it; None on the others.
 
     Raises:
         ConfigError: where the ranks of a node do not divide into such groups.
@@ -42,22 +45,21 @@ class SharedEngine:
         *,
         engine: Callable[..., RolloutEngine],
         ranks: int,
-        local_rank: int = 0,
-        local_ranks: int = 1,
+        place: Place = ALONE,
     ) -> None:
-        if ranks < 1 or local_ranks % ranks:
+        if ranks < 1 or place.ranks % ranks:
             raise ConfigError(
                 f"engine.ranks={ranks}",
-                f"a divisor of the {local_ranks} ranks of a node",
-                f"engine.ranks={local_ranks}",
+                f"a divisor of the {place.ranks} ranks of a node",
+                f"engine.ranks={place.ranks}",
             )
         self.ranks = ranks
-        self._engine: RolloutEngine | None = None
-        if local_rank % ranks == 0:
-            given = {"local_rank": local_rank, "local_ranks": local_ranks}
-            self._engine = engine(policy=policy, **{k: v for k, v in given.items() if _takes(engine, k)})
+        self.engine: RolloutEngine | None = None
+        if place.rank % ranks == 0:
+            takes = "place" in inspect.signature(engine).parameters
+            self.engine = engine(policy=policy, **({"place": place.shared(ranks)} if takes else {}))
         # What the first rank's engine cannot do ends the run there, for all.
-        self.concurrent = self._engine is None or self._engine.concurrent
+        self.concurrent = self.engine is None or self.engine.concurrent
         self._group: dist.ProcessGroup | None = None
 
     @property
@@ -76,7 +78,7 @@ class SharedEngine:
             finally:
                 _drain(stream)
 
-        if self._engine is None:
+        if self.engine is None:
             _drain(stream)
         self._first(load)
 
@@ -93,7 +95,7 @@ class SharedEngine:
             return answers
 
         ours = {prompt.index: prompt for prompt in prompts}
-        for rollout in self._first(answer)[self._rank]:
+        for rollout in self._first(answer, each=True):
             yield replace(rollout, prompt=ours[rollout.prompt.index])
 
     def score(self, token_ids: Sequence[int]) -> list[float] | None:
@@ -103,13 +105,8 @@ class SharedEngine:
 
     def close(self) -> None:
         """End the engine where it is."""
-        if self._engine is not None:
-            self._engine.close()
-
-    @property
-    def _rank(self) -> int:
-        """This rank among those that share."""
-        return dist.get_rank(self._joined()) if dist.is_initialized() else 0
+        if self.engine is not None:
+            self.engine.close()
 
     def _joined(self) -> dist.ProcessGroup:
         """The group that shares; on the CPU, for what crosses is plain data."""
@@ -130,29 +127,29 @@ class SharedEngine:
         dist.all_gather_object(values, value, group=self._joined())
         return values
 
-    def _first(self, ask: Callable[[RolloutEngine], Any]) -> Any:
-        """What the first rank's engine says, on every rank.
+    def _first(self, ask: Callable[[RolloutEngine], Any], *, each: bool = False) -> Any:
+        """What the first rank's engine says, on every rank; ``each``: a list with something for each rank.
 
         Raises:
-            EngineDiedError: on every rank, where it is gone.
-            RunError: on every rank, where it is gone for good.
+            Exception: on every rank, what the engine raises.
         """
-        outcome: Any = None
-        if self._engine is not None:
+        said: list[Any] = []
+        if self.engine is not None:
             try:
-                outcome = ask(self._engine)
-            except (EngineDiedError, RunError) as error:
-                outcome = error
-        outcome = self._exchange(outcome)[0]
-        if isinstance(outcome, EngineDiedError | RunError):
-            raise outcome
-        return outcome
+                answer = ask(self.engine)
+                said = answer if each else [answer] * self.ranks
+            except Exception as error:
+                known = isinstance(error, EngineDiedError | RunError | ConfigError)
+                said = [error if known else RuntimeError(f"{type(error).__name__}: {error}")] * self.ranks
+        mine = [said[0]] if said else [None]
+        if dist.is_initialized():
+            group = self._joined()
+            dist.scatter_object_list(mine, said or None, src=dist.get_global_rank(group, 0), group=group)
+        if isinstance(mine[0], Exception):
+            raise mine[0]
+        return mine[0]
 
 
 def _drain(stream: Iterator[Any]) -> None:
     for _ in stream:
         pass
-
-
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    return name in inspect.signature(function).parameters

