@@ -94,7 +94,7 @@ class EntropyProbe(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore this rank's; on another number of ranks, the probe is taken anew."""
-        probes = state_dict["probes"]
+        probes = state_dict.get("probes", [])
         world = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         if len(probes) == world and probes[rank] is not None:
