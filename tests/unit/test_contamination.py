@@ -111,7 +111,7 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
     train = written(
         tmp_path / "train.jsonl",
         [
-            {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": None}]},
+            {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": "\ud800"}]},
             {"prompt": asked.replace("?", " at all?"), "answer": 3, "id": "b"},
             {"prompt": "What is 2 + 2?", "answer": 4, "id": "c"},
             {"prompt": asked.upper(), "answer": 3, "id": "d"},
@@ -119,7 +119,7 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
     )
     test = written(
         tmp_path / "test.jsonl",
-        [{"problem": asked, "answer": 3, "id": "x"}, {"problem": "what is 2+2", "answer": 4, "id": "y"}],
+        [{"problem": asked, "id": "x"}, {"problem": "what is 2+2", "answer": "", "id": "y"}],
     )
     other = written(tmp_path / "other.jsonl", [{"problem": "Nothing of that.", "answer": 0}])
     out, clean = tmp_path / "found.json", tmp_path / "clean.jsonl"
@@ -137,11 +137,11 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
         ("d", "x", 1.0, True),
     ]
     assert [json.loads(line) for line in clean.read_text().splitlines()] == [
-        {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": None}]}
+        {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": "\ud800"}]}
     ]
     path = str(clean)
     left = prompts_from(read_rows(path), path, ProblemFormat())
-    asked_again = prompts_from(read_rows(str(test)), str(test), ProblemFormat())
+    asked_again = prompts_from(read_rows(str(test)), str(test), ProblemFormat(answer_key=None))
     assert overlaps(left, asked_again) == []
 
 
