@@ -14,6 +14,7 @@ from typing import Any
 from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
 from rlvr.files import write_whole
+from rlvr.results import table
 from rlvr.tasks import ProblemFormat, prompts_from, read_rows
 from rlvr.tasks.rows import PROMPT_KEYS, Row
 
@@ -152,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> None:
             dirty |= {overlap.train.index for overlap in found}
             results.append(_result(path, name, len(evaluation), found))
         clean += [row for index, (_, row) in enumerate(rows) if index not in dirty]
-    print(_table(results, arguments.threshold))
+    print(_table(results, arguments.threshold), end="")
     if arguments.json is not None:
         settings = {"n": arguments.n, "threshold": arguments.threshold}
         write_whole(arguments.json, json.dumps({**settings, "pairs": results}, indent=1) + "\n")
@@ -191,22 +192,15 @@ def _result(train: str, evaluation: str, problems: int, found: list[Overlap]) ->
 def _table(results: list[dict[str, Any]], threshold: float) -> str:
     """One line a pair of sets: evaluation problems, those found, and the training problems they are in."""
     head = ["train", "eval", "problems", "exact", f">= {threshold:g}", "in training problems"]
-    lines = [head] + [
+    rows = [
         [
             Path(result["train"]).stem,
             Path(result["eval"]).stem,
-            *(str(result[key]) for key in ("problems", "exact", "shared", "training_problems")),
+            *(result[key] for key in ("problems", "exact", "shared", "training_problems")),
         ]
         for result in results
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,9 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
     options = ["--train", train, "--eval", test, other, "--json", out, "--write-clean", clean]
     command = [sys.executable, "-m", "rlvr.contamination", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[1] == ["train", "test", "2", "2", "2", "3"]
-    assert lines[2] == ["train", "other", "1", "0", "0", "0"]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert lines[2] == ["train", "test", "2", "2", "2", "3"]
+    assert lines[3] == ["train", "other", "1", "0", "0", "0"]
     found = json.loads(out.read_text())
     assert (found["n"], found["threshold"]) == (10, 0.5)
     assert [(o["train_id"], o["eval_id"], o["share"], o["exact"]) for o in found["pairs"][0]["overlaps"]] == [
