@@ -1,23 +1,28 @@
 """``rlvr-eval``: real evaluations of the embedded policy, killed, continued, and compared."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
 import runs
+from hydra import compose, initialize_config_dir
 
 from rlvr.batch import Prompt, Verdict
 from rlvr.engines import SamplingParams
 from rlvr.engines.transformers import TransformersEngine
 from rlvr.errors import ConfigError, EngineDiedError
 from rlvr.evaluate import main
+from rlvr.evaluation import follow_run
 from rlvr.export import export
+from rlvr.instantiate import CONF
 from rlvr.responses import read_responses
 from rlvr.tasks import LettersTask
 
@@ -58,6 +63,51 @@ def test_a_run_s_policy_on_its_heldout_problems(run: Path, tmp_path: Path) -> No
     said = (tmp_path / "out.txt").read_text()
     assert (tmp_path / "results.md").read_text() in said
     assert len(lines(tmp_path)) == 8 * 2
+
+
+def test_what_a_run_does_not_say_alone_is_its_own(tmp_path: Path) -> None:
+    """Seed and sampling are the run's too, and what is given beside it counts, one by one."""
+    theirs = ["seed=3", "evaluation.temperature=0.5", "evaluation.top_p=0.9"]
+    process = runs.start(tmp_path / "run", "trainer.max_epochs=1", *theirs)
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "run" / "err.txt").read_text()
+    source = [f"policy.path={tmp_path}/run", "evaluation.samples=2"]
+    assert runs.evaluate(tmp_path / "same", *source, small=()) == 0
+    last = runs.rows(tmp_path / "run")[-1]
+    for name, value in scores(tmp_path / "same").items():
+        assert value == pytest.approx(float(last[f"val/heldout/{name}"])), name
+    facts = json.loads((tmp_path / "same" / "evaluation.json").read_text())
+    assert (facts["seed"], facts["temperature"], facts["top_p"]) == (3, 0.5, 0.9)
+
+    judge = "+verifier._target_=test_evaluate.SameLetters"
+    assert runs.evaluate(tmp_path / "judged", *source, "seed=0", judge, small=()) == 0
+    facts = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert facts["benchmarks"]["heldout"]["verifier"] == {"_target_": "test_evaluate.SameLetters"}
+    assert (facts["seed"], facts["temperature"]) == (0, 0.5)
+    for response in read_responses(tmp_path / "judged" / "responses.jsonl"):
+        assert response.correct == (sorted(response.response) == sorted(response.gold))
+
+
+def test_without_a_run_what_nobody_says_is_the_paper_s() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate")
+    follow_run(cfg)
+    assert (cfg.seed, cfg.evaluation.temperature, cfg.evaluation.top_p) == (0, 1.0, 1.0)
+    assert (cfg.data.max_prompt_tokens, cfg.data.max_new_tokens) == (1024, 3072)
+    assert (cfg.task, cfg.verifier) == (None, None)
+
+
+def test_a_run_folder_is_no_folder_of_an_evaluation(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its configuration, which says what it was, is left alone."""
+    before = (run / ".hydra" / "config.yaml").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["rlvr-eval", f"policy.path={run}", f"hydra.run.dir='{run}'"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "expected a folder of its own, not a training run's" in capsys.readouterr().err
+    assert (run / ".hydra" / "config.yaml").read_bytes() == before
 
 
 def test_every_source_gives_the_same(run: Path, tmp_path: Path) -> None:
@@ -115,13 +165,15 @@ class SameLetters:
 
 
 class Asked(TransformersEngine):
-    """Notes what it is asked."""
+    """Notes what it is asked; slow in a process of its own, so that a kill finds it at work."""
 
     calls: list[list[int]] = []
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> Any:
         self.calls.append([prompt.index for prompt in prompts])
-        return super().generate(prompts, sampling)
+        for rollout in super().generate(prompts, sampling):
+            time.sleep(0.005 if multiprocessing.parent_process() else 0)
+            yield rollout
 
 
 SLOW = (
@@ -188,6 +240,57 @@ def test_an_engine_that_dies_is_started_again(tmp_path: Path, capsys: pytest.Cap
     assert lines(tmp_path / "dying") == lines(tmp_path / "straight")
 
 
+# Verifiers that fail
+# ------------------------------------------------------------
+
+
+class Failing(SameLetters):
+    """Fails on the answers that have one of ``letters`` in them."""
+
+    letters: str = ""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+
+    def __call__(self, prompt: Prompt, completion: str) -> Verdict:
+        if set(completion) & set(self.letters):
+            raise OSError("out of order")
+        return super().__call__(prompt, completion)
+
+
+@pytest.mark.parametrize(
+    ("letters", "code"), [pytest.param("abc", 0, id="some"), pytest.param(ascii_lowercase, 3, id="all")]
+)
+def test_what_a_verifier_failed_on_is_judged_again(
+    letters: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And not generated again; how the verifier works may change meanwhile."""
+    settings = ("verifier._target_=test_evaluate.Failing", "engine._target_=test_evaluate.Asked")
+    monkeypatch.setattr(Failing, "letters", letters)
+    for _ in range(2):  # nothing gets better by itself, and nothing is final
+        assert runs.evaluate(tmp_path / "out", *settings, "+verifier.workers=1") == code
+    assert ("the verifier failed on every response" in capsys.readouterr().err) == (code == 3)
+    before = read_responses(tmp_path / "out" / "responses.jsonl")
+    failed = sum(response.unjudged for response in before)
+    assert 0 < failed < 64 if code == 0 else failed == 64
+
+    monkeypatch.setattr(Failing, "letters", "")
+    Asked.calls.clear()
+    assert runs.evaluate(tmp_path / "out", *settings, "+verifier.workers=8") == 0
+    assert not Asked.calls
+    after = read_responses(tmp_path / "out" / "responses.jsonl")
+    assert [each.response for each in after] == [each.response for each in before]
+    assert runs.evaluate(tmp_path / "straight", *settings) == 0
+    assert sorted(after, key=str) == sorted(
+        read_responses(tmp_path / "straight" / "responses.jsonl"), key=str
+    )
+    assert results(tmp_path / "out") == results(tmp_path / "straight")
+
+
 # Refusals
 # ------------------------------------------------------------
 
@@ -232,6 +335,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(["evaluation.top_p=2"], "evaluation.top_p=2", id="an impossible top-p"),
         pytest.param(["policy.path=/nowhere/x.ckpt", "task=letters"], "/nowhere/x.ckpt", id="no checkpoint"),
         pytest.param(["+algorithm.lr=1"], "algorithm", id="a node of training"),
+        pytest.param(["benchmark=hmmt"], "try RLVR_DATA=FOLDER", id="problems that are in no folder"),
+        pytest.param(["benchmark=,"], "expected at least one benchmark", id="a comma alone"),
+        pytest.param(["benchmark=nosuch,"], "nosuch", id="a comma at the end"),
         pytest.param(["--compare", "/nowhere", "/nowhere"], "/nowhere", id="nothing to compare"),
     ],
 )
@@ -244,6 +350,7 @@ def test_refused_in_one_line(
 ) -> None:
     folder = [] if "--compare" in overrides else [f"hydra.run.dir={tmp_path}/out"]
     monkeypatch.setattr(sys, "argv", ["rlvr-eval", *overrides, *folder])
+    monkeypatch.delenv("RLVR_DATA", raising=False)
     with pytest.raises(SystemExit) as left:
         main()
     error = capsys.readouterr().err

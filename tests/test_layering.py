@@ -9,6 +9,7 @@ SRC = Path(__file__).parents[1] / "src" / "rlvr"
 
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "settings": 0,
     "keyed": 0,
     "ledger": 0,

@@ -89,8 +89,9 @@ def problem_set(
     """
     setting = f"benchmark.{name}.path"
     keys = f"benchmark.{name}.form.prompt_key=NAME benchmark.{name}.form.answer_key=NAME"
-    rows = read_rows(path, setting=setting)
-    problems = prompts_from(rows, path, form or ProblemFormat(), fix=keys)
+    form = form or ProblemFormat()
+    form.check(f"benchmark.{name}.form")
+    problems = prompts_from(read_rows(path, setting=setting), path, form, fix=keys)
     if twice := [id for id, times in Counter(problem.id for problem in problems).items() if times > 1]:
         raise ConfigError(
             f"{setting}={path}: two problems named {twice[0]!r}",

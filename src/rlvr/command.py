@@ -40,11 +40,11 @@ def leave(name: str, work: Callable[[], int]) -> None:
     """
     try:
         code = work()
-    except ConfigError as error:
+    except (ConfigError, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
             raise
         # Said here: out of the job, Hydra would print a line of its own above it.
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_one_line(name, error)}", file=sys.stderr)
         code = 2
     except Exception:
         if not _has_ranks():
@@ -66,19 +66,27 @@ def _has_ranks() -> bool:
 
 
 def with_lists(arguments: Sequence[str]) -> list[str]:
-    """Put brackets around ``benchmark=a,b``, which Hydra would take for a sweep; not where one is wanted."""
+    """Put brackets around ``benchmark=a,b``, which Hydra would take for a sweep; not where one is wanted.
+
+    A comma with nothing beside it counts for nothing.
+    """
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
     return [
-        f"benchmark=[{value}]" if key == "benchmark" and "," in value and "[" not in value else argument
+        f"benchmark=[{','.join(filter(None, value.split(',')))}]"
+        if key == "benchmark" and "," in value and "[" not in value
+        else argument
         for argument in arguments
         for key, _, value in [argument.partition("=")]
     ]
 
 
 def _one_line(name: str, error: BaseException) -> str:
-    if isinstance(error, ConfigError):
-        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:  # OmegaConf wraps what a resolver of ours raises
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     said = " ".join(str(error).split())
     if error.__cause__ is not None:
         said += " " + " ".join(str(error.__cause__).split())

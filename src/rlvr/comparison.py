@@ -13,7 +13,8 @@ from rlvr.scores import Estimate, Scores, estimates, resampled_means
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Paired differences, second minus first, over the problems that two evaluations have in common.
 
-    Pairs are resampled, so that what makes a problem hard for both drops out of the interval.
+    Those are of one name and one right answer: a name alone, such as a row's number, may mean another
+    problem. Pairs are resampled, so that what makes a problem hard for both drops out of the interval.
 
     Args:
         first: folder of an evaluation, or its ``results.json``.
@@ -75,7 +76,7 @@ def comparison_table(found: Mapping[str, Any]) -> str:
     overall = Estimate(**found["average"]["pass_at_1"])
     rows.append(["average", "", "pass_at_1", "", "", _starred(overall)])
     unpaired = [
-        f"{name}: {of['unpaired']} problems that only one has answered in full, left out"
+        f"{name}: {of['unpaired']} problems without the same one, answered in full, in the other, left out"
         for name, of in found["benchmarks"].items()
         if of["unpaired"]
     ]

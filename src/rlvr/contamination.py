@@ -13,8 +13,10 @@ from typing import Any
 
 from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
+from rlvr.files import write_whole
+from rlvr.results import table
 from rlvr.tasks import ProblemFormat, prompts_from, read_rows
-from rlvr.tasks.rows import ANSWER_KEYS, PROMPT_KEYS, Row
+from rlvr.tasks.rows import PROMPT_KEYS, Row
 
 # LaTeX that says how something looks.
 _LAYOUT = re.compile(
@@ -120,7 +122,6 @@ def main() -> None:
         help="least share of a problem's n-grams in one training problem (0.5)",
     )
     parser.add_argument("--prompt-key", nargs="+", default=PROMPT_KEYS, metavar="NAME")
-    parser.add_argument("--answer-key", nargs="+", default=ANSWER_KEYS, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every pair found")
     parser.add_argument(
         "--write-clean", type=Path, metavar="OUT.jsonl", help="write the training rows without those found"
@@ -140,7 +141,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for out in (arguments.json, arguments.write_clean):
         if out is not None and (out.exists() or not out.parent.is_dir()):
             raise ConfigError(f"{out}", "a new file in a folder that is there", "another OUT")
-    form = ProblemFormat(prompt_key=arguments.prompt_key, answer_key=arguments.answer_key)
+    form = ProblemFormat(prompt_key=arguments.prompt_key, answer_key=None)
     evaluations = [(path, _read(path, "--eval", form)[1]) for path in arguments.eval]
     results: list[dict[str, Any]] = []
     clean: list[Any] = []
@@ -152,20 +153,20 @@ def _run(arguments: argparse.Namespace) -> None:
             dirty |= {overlap.train.index for overlap in found}
             results.append(_result(path, name, len(evaluation), found))
         clean += [row for index, (_, row) in enumerate(rows) if index not in dirty]
-    print(_table(results, arguments.threshold))
+    print(_table(results, arguments.threshold), end="")
     if arguments.json is not None:
         settings = {"n": arguments.n, "threshold": arguments.threshold}
-        arguments.json.write_text(json.dumps({**settings, "pairs": results}, indent=1) + "\n")
+        write_whole(arguments.json, json.dumps({**settings, "pairs": results}, indent=1) + "\n")
     if arguments.write_clean is not None:
-        with arguments.write_clean.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in clean)
+        # ASCII: half a surrogate pair, which JSON may hold, is no UTF-8.
+        write_whole(arguments.write_clean, "".join(json.dumps(row, default=str) + "\n" for row in clean))
         print(f"{arguments.write_clean}: {len(clean)} training rows without those above")
 
 
 def _read(path: str, option: str, form: ProblemFormat) -> tuple[list[Row], list[Prompt]]:
     """Rows and the prompts made of them, place by place."""
     rows = read_rows(path, setting=option)
-    return rows, prompts_from(rows, path, form, fix="other rows, or --prompt-key NAME --answer-key NAME")
+    return rows, prompts_from(rows, path, form, fix="other rows, or --prompt-key NAME")
 
 
 def _result(train: str, evaluation: str, problems: int, found: list[Overlap]) -> dict[str, Any]:
@@ -191,22 +192,15 @@ def _result(train: str, evaluation: str, problems: int, found: list[Overlap]) ->
 def _table(results: list[dict[str, Any]], threshold: float) -> str:
     """One line a pair of sets: evaluation problems, those found, and the training problems they are in."""
     head = ["train", "eval", "problems", "exact", f">= {threshold:g}", "in training problems"]
-    lines = [head] + [
+    rows = [
         [
             Path(result["train"]).stem,
             Path(result["eval"]).stem,
-            *(str(result[key]) for key in ("problems", "exact", "shared", "training_problems")),
+            *(result[key] for key in ("problems", "exact", "shared", "training_problems")),
         ]
         for result in results
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from rlvr import command
 from rlvr.errors import ConfigError
 from rlvr.instantiate import CONF
 
+OF_A_RUN = "metrics.csv", "checkpoints"
+"""What tells a training run's folder."""
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def _job(cfg: DictConfig) -> None:
@@ -27,7 +30,21 @@ def main() -> None:
     if "--compare" in sys.argv[1:]:
         _compare()
     else:
-        command.run("rlvr-eval", _job)
+        command.run("rlvr-eval", _start)
+
+
+def _start() -> None:
+    """Refuse the folder of a run before Hydra writes this command's configuration over the run's."""
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        folder = Path(value.strip("'\""))
+        if key.lstrip("+") == "hydra.run.dir" and any((folder / name).exists() for name in OF_A_RUN):
+            raise ConfigError(
+                argument,
+                "a folder of its own, not a training run's",
+                f"policy.path={folder} and another hydra.run.dir",
+            )
+    _job()
 
 
 def _compare() -> None:

@@ -14,11 +14,12 @@ from rlvr.batch import Prompt
 from rlvr.benchmarks import Benchmark
 from rlvr.engines import RolloutEngine, SamplingParams
 from rlvr.errors import ConfigError, EngineDiedError, RunError
+from rlvr.files import write_whole
 from rlvr.instantiate import build, build_benchmarks, check_nodes, plain
 from rlvr.policy import Policy
 from rlvr.responses import Response, ResponseFile, claim, prompts_digest, weights_digest
 from rlvr.results import Scored, results, results_table
-from rlvr.rollouts import RolloutSource
+from rlvr.rollouts import Judge, RolloutSource
 from rlvr.settings import EvaluationConfig
 from rlvr.sources import load_policy, run_folder
 from rlvr.verifiers import close_verifiers
@@ -36,8 +37,18 @@ NODES = (
     "threads",
     "device",
 )
-LENGTHS = {"max_prompt_tokens": 1024, "max_new_tokens": 3072}
-"""Where neither the command line nor a run says: the paper's 4096 in all for Qwen2.5-Math-7B."""
+FOLLOWED = {
+    "task": None,
+    "verifier": None,
+    "seed": 0,
+    "data.max_prompt_tokens": 1024,  # the paper's 4096 in all for Qwen2.5-Math-7B
+    "data.max_new_tokens": 3072,
+    "evaluation.temperature": 1.0,
+    "evaluation.top_p": 1.0,
+}
+"""What is taken from a run where it is null, and its value where there is no run either."""
+WITHOUT_EFFECT = {"workers", "deadline_s", "memory_mib"}
+"""Settings of a verifier that say how it works, not what is right: they may change when one goes on."""
 CONSOLE_EVERY_S = 10.0
 
 
@@ -61,17 +72,17 @@ def evaluate(cfg: DictConfig, run_dir: str) -> int:
     disable_progress_bar()
     follow_run(cfg)
     check_nodes(cfg, NODES, ("policy", "engine"))
-    for name in LENGTHS:
-        value = cfg.data[name]
+    for name in ("max_prompt_tokens", "max_new_tokens"):
+        value, fix = cfg.data[name], FOLLOWED[f"data.{name}"]
         if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"data.{name}={value}", "a number of tokens", f"data.{name}={LENGTHS[name]}")
+            raise ConfigError(f"data.{name}={value}", "a number of tokens", f"data.{name}={fix}")
     evaluation = EvaluationConfig(**plain(cfg.evaluation))
     task = None if cfg.task is None else build(cfg, "task")
     verifier = None if cfg.verifier is None else build(cfg, "verifier")
     benchmarks = build_benchmarks(cfg, task, verifier)
     if not benchmarks:
         raise ConfigError("benchmark=[]", "at least one benchmark", "benchmark=aime24,math500")
-    policy = load_policy(cfg.policy.path, lambda path, dtype: build(cfg, "policy", path=path))
+    policy = load_policy(cfg.policy.path, lambda path: build(cfg, "policy", path=path))
     if cfg.threads is not None or policy.source is None:
         # A model of the embedded one's size runs fastest on one thread.
         torch.set_num_threads(cfg.threads or 1)
@@ -98,25 +109,24 @@ def evaluate(cfg: DictConfig, run_dir: str) -> int:
         kept.close()
         close_verifiers(each.verifier for each in benchmarks)
     found = {"policy": cfg.policy.path, **results(scored, cfg.seed)}
-    (folder / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-    (folder / "results.md").write_text(results_table(found))
+    write_whole(folder / "results.json", json.dumps(found, indent=2) + "\n")
+    write_whole(folder / "results.md", results_table(found))
     print(results_table(found), end="")
     print(f"evaluation folder: {folder}", flush=True)
     return 0
 
 
 def follow_run(cfg: DictConfig) -> None:
-    """Take from the run that a policy is of what is null here: task and verifier, and the lengths."""
+    """Fill what is null of :data:`FOLLOWED`: from the run that the policy is of, else by its own value."""
     folder = run_folder(cfg.policy.path)
     file = None if folder is None else folder / ".hydra" / "config.yaml"
-    run: Any = OmegaConf.load(file) if file is not None and file.exists() else None
-    if cfg.task is None and run is not None:
-        cfg.task, cfg.verifier = (
-            OmegaConf.to_container(run[name], resolve=True) for name in ("task", "verifier")
-        )
-    for name, otherwise in LENGTHS.items():
-        if cfg.data[name] is None:
-            cfg.data[name] = otherwise if run is None else run.data[name]
+    run = OmegaConf.load(file) if file is not None and file.exists() else OmegaConf.create()
+    for path, otherwise in FOLLOWED.items():
+        if OmegaConf.select(cfg, path) is None:
+            theirs = OmegaConf.select(run, path)
+            if OmegaConf.is_config(theirs):
+                theirs = OmegaConf.to_container(theirs, resolve=True)
+            OmegaConf.update(cfg, path, otherwise if theirs is None else theirs)
 
 
 def facts(
@@ -134,7 +144,7 @@ def facts(
             "problems": len(prompts),
             "left_out": len(benchmark.problems[: evaluation.num_prompts]) - len(prompts),
             "asked": prompts_digest(prompts),
-            "verifier": plain(judge),
+            "verifier": decisive(plain(judge)),
         }
     return {
         "policy": weights_digest(policy.named_weights()),
@@ -145,6 +155,15 @@ def facts(
         "top_p": evaluation.top_p,
         "benchmarks": benchmarks,
     }
+
+
+def decisive(node: Any) -> Any:
+    """A verifier's settings, plain and nested, without those of :data:`WITHOUT_EFFECT`."""
+    if isinstance(node, list):
+        return [decisive(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: decisive(value) for key, value in node.items() if key not in WITHOUT_EFFECT}
 
 
 class Respondent:
@@ -163,10 +182,13 @@ class Respondent:
     def answer(self, benchmark: Benchmark, prompts: list[Prompt], sampling: SamplingParams) -> None:
         """Generate, judge and keep all that is missing, through deaths of the engine.
 
+        What the verifier failed on the last time is judged again first, not generated again.
+
         Raises:
             RunError: where it died too often, left something out, or the verifier failed on everything.
         """
         total, name = len(prompts) * sampling.samples, benchmark.name
+        self._judge_again(benchmark, prompts)
         while missing := self.kept.missing(name, prompts, sampling.samples):
             have = len(self.kept.of(name))
             print(
@@ -179,9 +201,20 @@ class Respondent:
                 continue
             if left := self.kept.missing(name, prompts, sampling.samples):
                 raise RunError(f"{name}: the engine left {len(left)} problems without all their responses")
-            reasons = {each.reason for each in self.kept.of(name)}
-            if all(reason.startswith("verifier error") for reason in reasons):
-                raise RunError(f"{name}: the verifier failed on every response: {reasons.pop()}")
+        responses = self.kept.of(name)
+        if all(each.unjudged for each in responses):
+            raise RunError(f"{name}: the verifier failed on every response: {responses[0].reason}")
+
+    def _judge_again(self, benchmark: Benchmark, prompts: list[Prompt]) -> None:
+        asked = {prompt.index: prompt for prompt in prompts}
+        unjudged = [each for each in self.kept.of(benchmark.name) if each.unjudged]
+        if not unjudged:
+            return
+        print(f"{benchmark.name}: judging {len(unjudged)} responses again, after errors", flush=True)
+        rollouts = (each.rollout(asked[each.index]) for each in unjudged)
+        judged = Judge(benchmark.verifier).judged(rollouts)
+        for response, (_, verdict) in zip(unjudged, judged, strict=True):
+            self.kept.amend(response.judged(verdict))
 
     def _answer(
         self, benchmark: Benchmark, prompts: list[Prompt], sampling: SamplingParams, total: int

@@ -22,7 +22,7 @@ def export(source: Path, out: Path) -> None:
         ConfigError: where there is no checkpoint, or something is in the way.
     """
     from rlvr.policy import Policy
-    from rlvr.sources import checkpoint_of, load_policy
+    from rlvr.sources import checkpoint_of, read_checkpoint
 
     checkpoint = checkpoint_of(str(source))
     if checkpoint is None:
@@ -32,7 +32,10 @@ def export(source: Path, out: Path) -> None:
     if checkpoint.is_dir():
         _export_shards(checkpoint, out)
         return
-    load_policy(str(source), lambda path, dtype: Policy(path, dtype=dtype)).save(out)
+    saved = read_checkpoint(checkpoint)
+    policy = Policy(saved.path, dtype=saved.dtype)
+    policy.load_state_dict(saved.weights)
+    policy.save(out)
 
 
 def _export_shards(checkpoint: Path, out: Path) -> None:

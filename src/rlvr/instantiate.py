@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from rlvr.errors import ConfigError
 
@@ -57,6 +58,7 @@ GIVEN = {
     "engine": {"policy", "place"},
     "trainer": {"callbacks", "logger"},
     "benchmark.heldout": {"task", "verifier"},
+    "benchmark.*": {"name"},
 }
 """Arguments that the entry point itself hands to a node's target."""
 
@@ -137,10 +139,10 @@ def build(cfg: DictConfig, path: str, /, **given: Any) -> Any:
     given = {name: value for name, value in given.items() if _takes(node, name)}
     try:
         return instantiate(node, _convert_="all", **given)
-    except InstantiationException as error:
+    except (InstantiationException, InterpolationResolutionError) as error:
         cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, ConfigError):
-            cause = cause.__cause__
+        while not isinstance(cause, ConfigError) and (inner := cause.__cause__ or cause.__context__):
+            cause = inner
         if isinstance(cause, ConfigError):
             raise cause from None
         if isinstance(cause, (ValueError, TypeError, OSError)):
@@ -181,7 +183,7 @@ def build_benchmarks(cfg: DictConfig, task: "Task | None", verifier: "Verifier |
         key = json.dumps(plain(node.verifier), sort_keys=True)
         if key not in verifiers:
             verifiers[key] = build(cfg, f"{path}.verifier")
-        benchmarks.append(build(cfg, path, verifier=verifiers[key]))
+        benchmarks.append(build(cfg, path, name=name, verifier=verifiers[key]))
     return benchmarks
 
 
@@ -235,6 +237,7 @@ def _check_signature(path: str, node: DictConfig) -> None:
     required = {
         name for name, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL
     }
-    missing = sorted(required - keys - GIVEN.get(path, set()))
+    given = GIVEN.get(path, set()) | GIVEN.get(f"{path.rpartition('.')[0]}.*", set())
+    missing = sorted(required - keys - given)
     if missing and not partial:
         raise ConfigError(f"{path}", f"a value for {missing[0]}", f"+{path}.{missing[0]}=VALUE")

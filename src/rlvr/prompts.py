@@ -27,11 +27,17 @@ def encode(
         max_prompt_tokens: longest prompt, in tokens.
         max_new_tokens: longest response, in tokens.
         chat: put them through the tokenizer's chat template.
-        split: what they are, for messages.
+        split: what they are, for messages: ``training``, ``held-out``, or the name of a benchmark.
 
     Raises:
-        ConfigError: where no prompt fits, or prompt and response exceed what the policy takes.
+        ConfigError: for a tokenizer without the chat template that is wanted, where no prompt fits, or where
+            prompt and response exceed what the policy takes.
     """
+    if chat and not policy.tokenizer.chat_template:
+        node = "task" if split in ("training", "held-out") else f"benchmark.{split}"
+        raise ConfigError(
+            f"{node}.chat=true", "a policy whose tokenizer has a chat template", f"{node}.chat=false"
+        )
     encoded = [replace(prompt, token_ids=_token_ids(prompt, policy, chat)) for prompt in prompts]
     fits = [prompt for prompt in encoded if 0 < len(prompt.token_ids) <= max_prompt_tokens]
     if dropped := len(encoded) - len(fits):
@@ -40,12 +46,13 @@ def encode(
             f"data.max_prompt_tokens={max_prompt_tokens}",
             file=sys.stderr,
         )
-    longest = max((len(prompt.token_ids) for prompt in fits), default=0) + max_new_tokens
-    if longest > policy.max_length:
+    longest = max((len(prompt.token_ids) for prompt in fits), default=0)
+    if longest + max_new_tokens > policy.max_length:
         raise ConfigError(
             f"data.max_new_tokens={max_new_tokens}",
-            f"prompt and response within the policy's {policy.max_length} tokens (they reach {longest})",
-            f"data.max_new_tokens={max(max_new_tokens - longest + policy.max_length, 1)}",
+            f"prompt and response within the policy's {policy.max_length} tokens "
+            f"(they reach {longest + max_new_tokens})",
+            _shorter(longest, max_new_tokens, policy.max_length),
         )
     if not fits:
         raise ConfigError(f"task: no {split} prompt", "at least one that fits", "data.max_prompt_tokens=1024")
@@ -88,6 +95,15 @@ class PromptOrder:
         )
         begin = k % per_pass * self.num_prompts
         return order[begin : begin + self.num_prompts]
+
+
+def _shorter(longest_prompt: int, max_new_tokens: int, most: int) -> str:
+    """The override with which both are within ``most`` tokens: shorter responses, else shorter prompts."""
+    if longest_prompt < most:
+        return f"data.max_new_tokens={most - longest_prompt}"
+    if max_new_tokens < most:
+        return f"data.max_prompt_tokens={most - max_new_tokens}"
+    return f"data.max_prompt_tokens={most // 2} data.max_new_tokens={most // 2}"
 
 
 def _token_ids(prompt: Prompt, policy: Policy, chat: bool) -> tuple[int, ...]:

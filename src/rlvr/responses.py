@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlvr.batch import Prompt, Rollout, Verdict
+from rlvr.batch import FinishReason, Prompt, Rollout, Verdict
 from rlvr.errors import ConfigError
+from rlvr.files import write_whole
 
 RESPONSES = "responses.jsonl"
 FACTS = "evaluation.json"
@@ -69,9 +70,25 @@ class Response:
             reason=verdict.reason,
         )
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether the verifier failed on it; it counts as wrong."""
+        return self.reason.startswith("verifier error")
+
+    def rollout(self, prompt: Prompt) -> Rollout:
+        """The response to ``prompt`` as a verifier reads it: the text, without tokens."""
+        reason: FinishReason = "length" if self.finish_reason == "length" else "stop"
+        return Rollout(prompt, self.sample, (), (), reason, self.response)
+
+    def judged(self, verdict: Verdict) -> "Response":
+        """The same response with another verdict."""
+        return replace(self, correct=verdict.correct, answer=verdict.answer, reason=verdict.reason)
+
 
 def read_responses(path: Path) -> list[Response]:
     """The responses of a file, none where there is no file; a last line without its end is passed over.
+
+    Of several lines for one response the last counts.
 
     Raises:
         ConfigError: for another line that is no response.
@@ -79,17 +96,18 @@ def read_responses(path: Path) -> list[Response]:
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    responses = []
+    responses: dict[tuple[str, int, int], Response] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            responses.append(Response(**json.loads(line)))
+            response = Response(**json.loads(line))
+            responses[_key(response)] = response
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}:{number}", f"a response ({error})", "another hydra.run.dir") from error
-    return responses
+    return list(responses.values())
 
 
 class ResponseFile:
-    """Appends responses to ``responses.jsonl``, each once and whole; what a killed process left counts.
+    """Appends responses to ``responses.jsonl``, each line whole; what a killed process left counts.
 
     Args:
         folder: of the evaluation.
@@ -107,8 +125,11 @@ class ResponseFile:
 
     def add(self, response: Response) -> None:
         """Write one down, unless it is there."""
-        if _key(response) in self._known:
-            return
+        if _key(response) not in self._known:
+            self.amend(response)
+
+    def amend(self, response: Response) -> None:
+        """Write one down, in the place of what is there."""
         self._known[_key(response)] = response
         # ASCII, so that no surrogate of the model's can make the line unwritable.
         self._file.write(json.dumps(asdict(response)).encode("ascii") + b"\n")
@@ -159,8 +180,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     try:
         facts = json.loads((folder / FACTS).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}", f"a folder that rlvr-eval has written ({error})", "another") from error
+        benchmarks = facts["benchmarks"].values()
+        if not all(isinstance(each["samples"], int) for each in benchmarks):
+            raise TypeError("a number of samples that is none")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{folder}", f"a folder that rlvr-eval has written ({said})", "another") from error
     return dict(facts)
 
 
@@ -183,9 +208,7 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> None:
         return
     if (folder / RESPONSES).exists():
         raise ConfigError(new, f"{FACTS} beside its {RESPONSES}", "another hydra.run.dir")
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(facts, indent=2) + "\n")
-    os.replace(part, path)
+    write_whole(path, json.dumps(facts, indent=2) + "\n")
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], at: str = "") -> list[str]:

@@ -22,7 +22,7 @@ class Scored:
     Args:
         name: of the benchmark.
         samples: n, responses a problem.
-        problems: names of the P problems.
+        problems: name and right answer of the P problems.
         scores: of :func:`problem_scores`, [P] each.
         length_mean: tokens a response.
         truncated_frac: share of responses that were cut.
@@ -31,7 +31,7 @@ class Scored:
 
     name: str
     samples: int
-    problems: list[str]
+    problems: list[tuple[str, str]]
     scores: Scores
     length_mean: float
     truncated_frac: float
@@ -44,14 +44,14 @@ class Scored:
         return cls(
             name=name,
             samples=samples,
-            problems=[group[0].problem for group in groups],
+            problems=[(group[0].problem, group[0].gold) for group in groups],
             scores=problem_scores(
                 torch.tensor([[response.correct for response in group] for group in groups]),
                 [[response.answer for response in group] for group in groups],
             ),
             length_mean=fmean(response.tokens for response in responses),
             truncated_frac=fmean(response.finish_reason == "length" for response in responses),
-            verifier_errors=sum(response.reason.startswith("verifier error") for response in responses),
+            verifier_errors=sum(response.unjudged for response in responses),
         )
 
 

@@ -101,6 +101,61 @@ def _plain(judged: list[Judged]) -> list[dict[str, Any]]:
     ]
 
 
+class Judge:
+    """A verifier as responses come: in the background where it can, and its failures counted, not raised.
+
+    Args:
+        verifier: who judges.
+    """
+
+    def __init__(self, verifier: Verifier) -> None:
+        self.verifier = verifier
+        self._complained = False
+
+    def judged(self, rollouts: Iterable[Rollout]) -> Iterator[Judged]:
+        """Yield responses with their verdicts, in their order; each is judged while others still come."""
+        waiting: deque[tuple[Rollout, Future[Verdict]]] = deque()
+        for rollout in rollouts:
+            waiting.append((rollout, self.submit(rollout)))
+            while waiting and waiting[0][1].done():
+                rollout, future = waiting.popleft()
+                yield rollout, self.verdict(rollout, future)
+        for rollout, future in waiting:
+            yield rollout, self.verdict(rollout, future)
+
+    def submit(self, rollout: Rollout) -> Future[Verdict]:
+        """Start to judge one response; a verifier that cannot do so in the background does it now."""
+        future: Future[Verdict] = Future()
+        try:
+            if isinstance(self.verifier, AsyncVerifier):
+                return self.verifier.submit(rollout.prompt, rollout.text)
+            future.set_result(self.verifier(rollout.prompt, rollout.text))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def verdict(self, rollout: Rollout, future: Future[Verdict]) -> Verdict:
+        """Wait for one verdict; what the verifier cannot take is reported and gets no reward."""
+        try:
+            said = future.result()
+            # Plain values, whatever number types a verifier computes with: they go into checkpoints.
+            answer = None if said.answer is None else str(said.answer)
+            verdict = Verdict(float(said.reward), bool(said.correct), answer, str(said.reason))
+            if math.isfinite(verdict.reward):
+                return verdict
+            problem = f"reward {verdict.reward}"
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        if not self._complained:
+            self._complained = True
+            print(
+                f"verifier error on prompt {rollout.prompt.id}, response {rollout.text[:80]!r}: {problem} "
+                "(reward 0; further ones are counted in rollout/verifier_errors)",
+                file=sys.stderr,
+            )
+        return Verdict(reward=0.0, correct=False, answer=None, reason=f"verifier error: {problem}")
+
+
 class RolloutSource:
     """An engine and a verifier at work together.
 
@@ -110,8 +165,7 @@ class RolloutSource:
     """
 
     def __init__(self, engine: RolloutEngine, verifier: Verifier) -> None:
-        self.engine, self.verifier = engine, verifier
-        self._complained = False
+        self.engine, self.judge = engine, Judge(verifier)
 
     def generate(
         self,
@@ -163,14 +217,7 @@ class RolloutSource:
         Raises:
             EngineDiedError: where the engine is gone; what was yielded stands.
         """
-        waiting: deque[tuple[Rollout, Future[Verdict]]] = deque()
-        for rollout in self.engine.generate(prompts, sampling):
-            waiting.append((rollout, self._submit(rollout)))
-            while waiting and waiting[0][1].done():
-                rollout, future = waiting.popleft()
-                yield rollout, self._verdict(rollout, future)
-        for rollout, future in waiting:
-            yield rollout, self._verdict(rollout, future)
+        yield from self.judge.judged(self.engine.generate(prompts, sampling))
 
     def _round(
         self, prompts: Sequence[Prompt], sampling: SamplingParams
@@ -180,10 +227,10 @@ class RolloutSource:
         waiting, verify_s = list[tuple[Rollout, Future[Verdict]]](), 0.0
         for rollout in self.engine.generate(prompts, sampling):
             started = time.perf_counter()
-            waiting.append((rollout, self._submit(rollout)))
+            waiting.append((rollout, self.judge.submit(rollout)))
             verify_s += time.perf_counter() - started
         started = time.perf_counter()
-        pairs = [(rollout, self._verdict(rollout, future)) for rollout, future in waiting]
+        pairs = [(rollout, self.judge.verdict(rollout, future)) for rollout, future in waiting]
         verify_s += time.perf_counter() - started
         errors = sum(verdict.reason.startswith("verifier error") for _, verdict in pairs)
         pairs.sort(key=lambda pair: (place[pair[0].prompt.index], pair[0].sample))
@@ -197,38 +244,6 @@ class RolloutSource:
             raise RuntimeError(f"the verifier failed on every response: {pairs[0][1].reason}")
         size = sampling.samples
         return [pairs[i : i + size] for i in range(0, len(pairs), size)], verify_s, errors
-
-    def _submit(self, rollout: Rollout) -> Future[Verdict]:
-        """Start to judge one response; a verifier that cannot do so in the background does it now."""
-        future: Future[Verdict] = Future()
-        try:
-            if isinstance(self.verifier, AsyncVerifier):
-                return self.verifier.submit(rollout.prompt, rollout.text)
-            future.set_result(self.verifier(rollout.prompt, rollout.text))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def _verdict(self, rollout: Rollout, future: Future[Verdict]) -> Verdict:
-        """Wait for one verdict; what the verifier cannot take is reported and gets no reward."""
-        try:
-            said = future.result()
-            # Plain values, whatever number types a verifier computes with: they go into checkpoints.
-            answer = None if said.answer is None else str(said.answer)
-            verdict = Verdict(float(said.reward), bool(said.correct), answer, str(said.reason))
-            if math.isfinite(verdict.reward):
-                return verdict
-            problem = f"reward {verdict.reward}"
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        if not self._complained:
-            self._complained = True
-            print(
-                f"verifier error on prompt {rollout.prompt.id}, response {rollout.text[:80]!r}: {problem} "
-                "(reward 0; further ones are counted in rollout/verifier_errors)",
-                file=sys.stderr,
-            )
-        return Verdict(reward=0.0, correct=False, answer=None, reason=f"verifier error: {problem}")
 
 
 def _split(groups: list[list[Judged]]) -> tuple[list[list[Judged]], list[list[Judged]]]:

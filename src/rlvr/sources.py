@@ -15,9 +15,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from rlvr.errors import ConfigError
 from rlvr.policy import Policy
 
-MakePolicy = Callable[[str | None, str], Policy]
-"""From what :class:`Policy` takes as its path, and the dtype of the weights, to the policy."""
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,22 +31,23 @@ class Checkpoint:
     weights: dict[str, Tensor]
 
 
-def load_policy(path: str | None, make: MakePolicy) -> Policy:
+def load_policy(path: str | None, make: Callable[[str | None], Policy]) -> Policy:
     """A policy with its weights.
 
     Args:
         path: a run folder, whose last checkpoint is taken, or a checkpoint, sharded or not; else whatever
             :class:`Policy` takes: a Hugging Face folder, a hub id, a ``.gguf`` file, None.
-        make: makes a policy of what :class:`Policy` takes; a checkpoint's weights then replace its own.
+        make: makes a policy of what :class:`Policy` takes as its path; a checkpoint's weights then replace
+            its own, in its dtype.
 
     Raises:
         ConfigError: where there is no such policy, or the checkpoint is not of this package.
     """
     found = checkpoint_of(path)
     if found is None:
-        return make(path, "float32")
+        return make(path)
     saved = read_checkpoint(found)
-    policy = make(saved.path, saved.dtype)
+    policy = make(saved.path)
     policy.load_state_dict(saved.weights)
     return policy
 

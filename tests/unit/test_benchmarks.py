@@ -15,8 +15,8 @@ from rlvr.errors import ConfigError
 from rlvr.instantiate import CONF, build_benchmarks
 from rlvr.policy import Policy
 from rlvr.settings import EvaluationConfig
-from rlvr.tasks import LettersTask, ProblemFormat
-from rlvr.verifiers import LettersVerifier
+from rlvr.tasks import LettersTask, ProblemFormat, WordProblemsTask
+from rlvr.verifiers import IntegerVerifier, LettersVerifier
 
 TEMPLATE = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 PAPER = {"aime24": 32, "aime25": 32, "amc": 32, "math500": 4, "gsm8k": 2, "olympiad": 4}
@@ -60,6 +60,7 @@ def test_without_a_folder_they_come_from_the_hub(monkeypatch: pytest.MonkeyPatch
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("evaluate", overrides=["benchmark=[aime24,olympiad]"])
     assert cfg.benchmark.aime24.path == "HuggingFaceH4/aime_2024:train"
+    assert cfg.benchmark.olympiad.form.template.endswith(TEMPLATE)
     assert cfg.benchmark.olympiad.path == "Hothan/OlympiadBench:OE_TO_maths_en_COMP:train"
 
 
@@ -79,8 +80,28 @@ def test_problems_that_are_not_there(
         monkeypatch.delenv("RLVR_DATA", raising=False)
     else:
         monkeypatch.setenv("RLVR_DATA", folder)
-    with pytest.raises(Exception, match=says):
+    with pytest.raises(ConfigError, match=says) as refused:
         configured(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_benchmark_s_form_is_checked_by_its_own_names(tmp_path: Path) -> None:
+    path = file(tmp_path, {"prompt": "1 + 1?", "answer": "2"})
+    for form, says in (
+        (ProblemFormat(template="Solve it."), "try benchmark.mine.form.template='{prompt}'"),
+        (ProblemFormat(answer_key=None), "try benchmark.mine.form.answer_key=NAME"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            problem_set("mine", path, verifier=LettersVerifier(), form=form)
+
+
+def test_a_policy_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    """As base models are."""
+    mine = problem_set("mine", file(tmp_path, {"prompt": "ab", "answer": "a"}), verifier=LettersVerifier())
+    task = heldout(WordProblemsTask(train=1, heldout=1), IntegerVerifier())
+    for benchmark, fix in ((mine, "benchmark.mine.chat=false"), (task, "task.chat=false")):
+        with pytest.raises(ConfigError, match=f"; try {fix}"):
+            benchmark.prompts(Policy(), EvaluationConfig(), max_prompt_tokens=30, max_new_tokens=4)
 
 
 def test_heldout_needs_a_task() -> None:

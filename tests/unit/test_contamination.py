@@ -111,7 +111,7 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
     train = written(
         tmp_path / "train.jsonl",
         [
-            {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": None}]},
+            {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": "\ud800"}]},
             {"prompt": asked.replace("?", " at all?"), "answer": 3, "id": "b"},
             {"prompt": "What is 2 + 2?", "answer": 4, "id": "c"},
             {"prompt": asked.upper(), "answer": 3, "id": "d"},
@@ -119,16 +119,16 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
     )
     test = written(
         tmp_path / "test.jsonl",
-        [{"problem": asked, "answer": 3, "id": "x"}, {"problem": "what is 2+2", "answer": 4, "id": "y"}],
+        [{"problem": asked, "id": "x"}, {"problem": "what is 2+2", "answer": "", "id": "y"}],
     )
     other = written(tmp_path / "other.jsonl", [{"problem": "Nothing of that.", "answer": 0}])
     out, clean = tmp_path / "found.json", tmp_path / "clean.jsonl"
     options = ["--train", train, "--eval", test, other, "--json", out, "--write-clean", clean]
     command = [sys.executable, "-m", "rlvr.contamination", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[1] == ["train", "test", "2", "2", "2", "3"]
-    assert lines[2] == ["train", "other", "1", "0", "0", "0"]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    assert lines[2] == ["train", "test", "2", "2", "2", "3"]
+    assert lines[3] == ["train", "other", "1", "0", "0", "0"]
     found = json.loads(out.read_text())
     assert (found["n"], found["threshold"]) == (10, 0.5)
     assert [(o["train_id"], o["eval_id"], o["share"], o["exact"]) for o in found["pairs"][0]["overlaps"]] == [
@@ -137,11 +137,11 @@ def test_the_command_reports_and_writes_clean_rows(tmp_path: Path) -> None:
         ("d", "x", 1.0, True),
     ]
     assert [json.loads(line) for line in clean.read_text().splitlines()] == [
-        {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": None}]}
+        {"prompt": "What is 1 + 1?", "answer": 2, "id": "a", "kept": [1, {"é": "\ud800"}]}
     ]
     path = str(clean)
     left = prompts_from(read_rows(path), path, ProblemFormat())
-    asked_again = prompts_from(read_rows(str(test)), str(test), ProblemFormat())
+    asked_again = prompts_from(read_rows(str(test)), str(test), ProblemFormat(answer_key=None))
     assert overlaps(left, asked_again) == []
 
 

@@ -16,6 +16,7 @@ from rlvr.engines.scripted import ScriptedEngine
 from rlvr.errors import ConfigError
 from rlvr.module import RLVRModule
 from rlvr.policy import Policy
+from rlvr.prompts import encode
 from rlvr.settings import DataConfig, EvaluationConfig
 from rlvr.tasks import LettersTask
 from rlvr.verifiers import LettersVerifier
@@ -277,6 +278,28 @@ def test_what_the_task_and_the_policy_cannot_do_is_refused_with_a_fix(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"; try {says}"):
         fit(tmp_path, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "fix"),
+    [
+        pytest.param(60, 10, {"max_new_tokens": 4}, id="a shorter response is enough"),
+        pytest.param(64, 10, {"max_prompt_tokens": 54}, id="not beside the longest prompt"),
+        pytest.param(90, 80, {"max_prompt_tokens": 32, "max_new_tokens": 32}, id="both too long"),
+    ],
+)
+def test_what_does_not_fit_the_policy_is_refused_with_what_does(
+    prompt: int, response: int, fix: dict[str, int]
+) -> None:
+    policy = Policy()
+    assert policy.max_length == 64
+    prompts = [Prompt(i, str(i), "a" * length, "") for i, length in enumerate((prompt, 3))]
+    limits = {"max_prompt_tokens": 1024, "max_new_tokens": response}
+    with pytest.raises(ConfigError) as refused:
+        encode(prompts, policy, **limits, chat=False, split="training")
+    said = str(refused.value).partition("; try ")[2]
+    assert said == " ".join(f"data.{name}={value}" for name, value in fix.items())
+    assert encode(prompts, policy, **{**limits, **fix}, chat=False, split="training")[-1].index == 1
 
 
 class Long(LettersTask):

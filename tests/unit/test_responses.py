@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlvr.batch import Prompt
+from rlvr.batch import Prompt, Verdict
 from rlvr.errors import ConfigError
 from rlvr.responses import (
     Response,
@@ -38,6 +38,20 @@ def test_what_is_added_is_read_and_nothing_twice(tmp_path: Path) -> None:
     kept.add(replace(FIRST, response="something else"))
     kept.close()
     assert len((tmp_path / "responses.jsonl").read_text().splitlines()) == 2
+    again = ResponseFile(tmp_path)
+    assert again.of("b") == [FIRST, SECOND]
+    again.close()
+
+
+def test_a_verdict_is_amended(tmp_path: Path) -> None:
+    """The last line of a response counts, when it is read again too."""
+    failed = replace(FIRST, correct=False, answer=None, reason="verifier error: gone")
+    assert (failed.unjudged, FIRST.unjudged) == (True, False)
+    kept = written(tmp_path, failed, SECOND)
+    kept.amend(failed.judged(Verdict(1.0, correct=True, answer="2", reason="right")))
+    assert kept.of("b") == [FIRST, SECOND]
+    kept.close()
+    assert read_responses(tmp_path / "responses.jsonl") == [FIRST, SECOND]
     again = ResponseFile(tmp_path)
     assert again.of("b") == [FIRST, SECOND]
     again.close()

@@ -1,6 +1,7 @@
 """Tables of an evaluation, and two evaluations compared, from fixed files and by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,8 +125,26 @@ def test_only_common_problems_count_and_what_differs_is_said(tmp_path: Path) -> 
     assert a["differences"]["mean_at_2"]["value"] == 0.0
     table = comparison_table(found)
     assert table.startswith("WARNING: settings differ in temperature: 1.0 and 0.6\n")
-    assert "WARNING: a: 1 problems that only one has answered in full, left out\n" in table
+    assert "WARNING: a: 1 problems without the same one, answered in full, in the other, left out\n" in table
     assert " *" not in table
+
+
+def test_another_problem_of_the_same_name_is_no_pair(tmp_path: Path) -> None:
+    """As where names are row numbers, and the file was another."""
+    first = folder(tmp_path / "first", a=responses("a", "00", "01"))
+    other = [replace(each, gold="3") if each.index == 1 else each for each in responses("a", "11", "11")]
+    a = compare(first, folder(tmp_path / "second", a=other))["benchmarks"]["a"]
+    assert (a["pairs"], a["unpaired"]) == (1, 2)
+    assert (a["first"]["mean_at_2"], a["second"]["mean_at_2"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("facts", ["[]", "{}", '{"benchmarks": []}', '{"benchmarks": {"a": {}}}', "{"])
+def test_facts_that_are_none_are_refused(facts: str, tmp_path: Path) -> None:
+    first = folder(tmp_path / "first", a=responses("a", "00"))
+    (first / "evaluation.json").write_text(facts)
+    with pytest.raises(ConfigError, match="a folder that rlvr-eval has written") as refused:
+        compare(first, first)
+    assert "\n" not in str(refused.value)
 
 
 def test_results_files_stand_for_their_folders(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_checkpoint_gives_back_the_same(policy: Policy, tmp_path: Path) -> Non
 def test_verdicts_become_plain_values(policy: Policy, tmp_path: Path) -> None:
     """A verifier may compute with NumPy; a checkpoint of its verdicts must still load."""
     source = source_of(policy)
-    source.verifier = lambda prompt, completion: Verdict(np.float64(0.5), np.bool_(True), None, "right")
+    source.judge.verifier = lambda prompt, completion: Verdict(np.float64(0.5), np.bool_(True), None, "right")
     torch.save(source.generate(prompts_of(0), SAMPLING, 0).plain(), tmp_path / "state")
     verdict = torch.load(tmp_path / "state", weights_only=True)["pairs"][0]["verdict"]
     assert [type(verdict[key]) for key in ("reward", "correct")] == [float, bool]

@@ -21,7 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(path: str | Path | None) -> Policy:
-    return load_policy(None if path is None else str(path), lambda path, dtype: Policy(path, dtype=dtype))
+    return load_policy(None if path is None else str(path), Policy)
 
 
 def trained(run: Path) -> dict[str, torch.Tensor]:
@@ -69,7 +69,7 @@ def test_other_paths_are_the_policy_s_own(path: str | None) -> None:
     asked: list[str | None] = []
     policy = Policy()
 
-    def make(path: str | None, dtype: str) -> Policy:
+    def make(path: str | None) -> Policy:
         asked.append(path)
         return policy
 

@@ -387,10 +387,14 @@ def test_a_missing_extra_is_named(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        pytest.param({"template": "Solve it."}, r"\{prompt\} in it", id="a template without the problem"),
-        pytest.param({"prompt_key": []}, "the name of a field", id="no name for the problem"),
-        pytest.param({"answer_key": ""}, "the name of a field", id="no name for the answer"),
-        pytest.param({"on_error": "ignore"}, "refuse, skip", id="another way with errors"),
+        pytest.param(
+            {"template": "Solve it."}, r"try task.template='\{prompt\}'", id="a template without the problem"
+        ),
+        pytest.param({"prompt_key": []}, "try task.prompt_key=NAME", id="no name for the problem"),
+        pytest.param({"answer_key": ""}, "try task.answer_key=NAME", id="no name for the answer"),
+        pytest.param(
+            {"on_error": "ignore"}, "refuse, skip; try task.on_error=skip", id="another way with errors"
+        ),
         pytest.param(
             {"system": "Go.", "chat": False}, "task.chat=true", id="a system message without a place"
         ),
@@ -419,9 +423,7 @@ def test_a_file_is_split_once_and_for_all(tmp_path: Path) -> None:
 def test_a_problem_that_stands_twice_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """White space and notation aside; the first copy stays."""
     copies = [{"prompt": f" {i}  +{i}?\n", "answer": f"{2 * i}.", "id": f"copy {i}"} for i in range(10)]
-    halves = [
-        {"prompt": "1/2?", "answer": answer} for answer in (r"\frac12", r"\frac{1}{2}", r"\dfrac{1}{2}")
-    ]
+    halves = [{"prompt": "1/2?", "answer": answer} for answer in (r"\frac12", r"\dfrac{1}{2}", "0.5")]
     task = ProblemFile(written(tmp_path / "problems.jsonl", [*GOOD, *copies, *halves]), heldout=5)
     assert sorted(pairs([*task.train(), *task.heldout()])) == sorted([*ALL, ("1/2?", r"\frac12")])
     assert "problems.jsonl: left out: copies of other problems, 12\n" in capsys.readouterr().err
@@ -469,6 +471,22 @@ def test_problems_held_out_in_a_file_of_their_own(tmp_path: Path, capsys: pytest
         ProblemFile(path, heldout_path=path, heldout=2)
     with pytest.raises(ConfigError, match="task.heldout_path=nosuch.jsonl"):
         ProblemFile(path, heldout_path="nosuch.jsonl")
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        pytest.param([{"prompt": "3+3?", "answer": 6}, {"prompt": "3+3?", "answer": 7}], id="in conflict"),
+        pytest.param([{"prompt": "3+3?", "id": []}], id="malformed"),
+        pytest.param(["{", {"prompt": "3+3?", "answer": ""}], id="without an answer"),
+    ],
+)
+def test_what_another_file_holds_badly_is_kept_from_training_too(dropped: list[Any], tmp_path: Path) -> None:
+    path = written(tmp_path / "problems.jsonl", GOOD)
+    other = written(tmp_path / "test.jsonl", [*dropped, {"prompt": "another?", "answer": 1}])
+    task = ProblemFile(path, heldout_path=other, heldout=None, on_error="skip")
+    assert pairs(task.heldout()) == [("another?", "1")]
+    assert pairs(task.train()) == [pair for i, pair in enumerate(ALL) if i != 3]
 
 
 # As the policy reads them

@@ -1,21 +1,32 @@
 """Problems from a file or the Hugging Face hub: each of them once, split into training and held-out ones."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from rlvr.answers.notation import normal_form
+from rlvr.answers.canonical import canonical
 from rlvr.batch import Prompt
 from rlvr.errors import ConfigError
 from rlvr.keyed import generator
-from rlvr.tasks.rows import ANSWER_KEYS, PROMPT_KEYS, OnError, ProblemFormat, prompts_from, read_rows
+from rlvr.tasks.rows import (
+    ANSWER_KEYS,
+    PROMPT_KEYS,
+    Malformed,
+    OnError,
+    ProblemFormat,
+    Row,
+    prompts_from,
+    read_rows,
+)
 
 
 class ProblemFile:
     r"""A data set of problems with final answers.
 
     Problems that differ in white space alone are one. Where its copies have different answers, none is
-    trusted, and the problem is left out. Both are said on stderr.
+    trusted, and the problem is left out; other notations of one answer are no conflict. Both are said on
+    stderr.
 
     Args:
         path: a ``.jsonl`` or ``.parquet`` file, or a data set as ``SET``, ``SET:SPLIT`` or
@@ -34,7 +45,7 @@ class ProblemFile:
         heldout: number of problems kept from training, drawn with ``split_seed``; None: all of
             ``heldout_path``.
         heldout_path: draw them from this file or data set instead. A training problem that stands anywhere in
-            it is left out.
+            it is left out, whatever is wrong with its answer there.
         split_seed: of the draw, independent of the run's seed, so that runs share their held-out problems.
         on_error: ``refuse`` malformed rows, all in one message, or ``skip`` them and say so.
 
@@ -74,11 +85,13 @@ class ProblemFile:
             template=template,
             system=system,
         )
-        train = self._problems(path, "task.path")
+        self.form.check("task")
+        train = self._problems(read_rows(path), path, "task.path")
         if heldout_path is None:
             pool, most, limit = train, len(train) - 1, f"fewer than the {len(train)} problems"
         else:
-            pool = self._problems(heldout_path, "task.heldout_path")
+            rows = read_rows(heldout_path, setting="task.heldout_path")
+            pool = self._problems(rows, heldout_path, "task.heldout_path")
             most, limit = len(pool), f"the {len(pool)} problems of {heldout_path}, or null for all"
             heldout = len(pool) if heldout is None else heldout
         if heldout is None or not 1 <= heldout <= most:
@@ -87,7 +100,8 @@ class ProblemFile:
             )
         order = generator(split_seed, "split").permutation(len(pool)).tolist()
         self._heldout = _numbered([pool[i] for i in sorted(order[:heldout])])
-        kept_out = {_bare(prompt.text) for prompt in (self._heldout if heldout_path is None else pool)}
+        texts = [prompt.text for prompt in self._heldout] if heldout_path is None else self._texts(rows)
+        kept_out = set(map(_bare, texts))
         self._train = _numbered([prompt for prompt in train if _bare(prompt.text) not in kept_out])
         if heldout_path is not None and (shared := len(train) - len(self._train)):
             print(f"{path}: left out: problems that stand in {heldout_path}, {shared}", file=sys.stderr)
@@ -104,16 +118,24 @@ class ProblemFile:
         """Problems kept from training, in file order."""
         return self._heldout
 
-    def _problems(self, path: str, setting: str) -> list[Prompt]:
+    def _texts(self, rows: Iterable[Row]) -> Iterator[str]:
+        """The problems of all rows that hold one, with or without an answer."""
+        form = replace(self.form, answer_key=None, id_key=None)
+        for number, row in rows:
+            if not isinstance(row, Malformed):
+                with suppress(ValueError):
+                    yield form.prompt(number, row, 0).text
+
+    def _problems(self, rows: Iterable[Row], path: str, setting: str) -> list[Prompt]:
         """The problems of a file or data set, each once."""
-        prompts = prompts_from(read_rows(path, setting=setting), path, self.form, on_error=self.on_error)
+        prompts = prompts_from(rows, path, self.form, on_error=self.on_error)
         copies: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             copies.setdefault(_bare(prompt.text), []).append(prompt)
         distinct: list[Prompt] = []
         doubtful: list[Prompt] = []
         for same in copies.values():
-            agreed = len({_bare(normal_form(prompt.answer)) for prompt in same}) == 1
+            agreed = len(same) == 1 or len({_bare(canonical(prompt.answer)) for prompt in same}) == 1
             (distinct if agreed else doubtful).append(same[0])
         if merged := len(prompts) - len(copies):
             print(f"{path}: left out: copies of other problems, {merged}", file=sys.stderr)

@@ -39,33 +39,41 @@ class ProblemFormat:
         prompt_until: the problem ends at the last occurrence of this mark, if there (an instruction that the
             data set appends).
         answer_key: field that holds the answer, likewise; a list of texts in it is one answer. Of a whole
-            solution the last ``\boxed{}`` counts, see :func:`rlvr.answers.extraction.gold_answer`.
+            solution the last ``\boxed{}`` counts, see :func:`rlvr.answers.extraction.gold_answer`. None: the
+            problems alone are wanted, and their answers are empty.
         answer_after: the answer is what follows the last occurrence of this mark in its field, if there
             (GSM8K's ``####``).
         id_key: field that holds the problem's name, likewise; the row's number where there is none.
         template: what the policy reads, with ``{prompt}`` where the problem goes; other braces stay.
         system: system message of the chat template; the template's own where empty.
-
-    Raises:
-        ConfigError: for a template without ``{prompt}``, or no name for a field.
     """
 
     prompt_key: str | Sequence[str] = PROMPT_KEYS
     prompt_until: str | None = None
-    answer_key: str | Sequence[str] = ANSWER_KEYS
+    answer_key: str | Sequence[str] | None = ANSWER_KEYS
     answer_after: str | None = None
     id_key: str | Sequence[str] | None = "id"
     template: str = "{prompt}"
     system: str = ""
 
-    def __post_init__(self) -> None:
+    def check(self, node: str) -> None:
+        """Refuse what cannot make problems with answers.
+
+        Args:
+            node: where it is configured, for messages.
+
+        Raises:
+            ConfigError: for a template without ``{prompt}``, or no name for a field.
+        """
         if "{prompt}" not in self.template:
             raise ConfigError(
-                f"template={self.template!r}", "{prompt} in it, where the problem goes", "template='{prompt}'"
+                f"{node}.template={self.template!r}",
+                "{prompt} in it, where the problem goes",
+                f"{node}.template='{{prompt}}'",
             )
         for name in ("prompt_key", "answer_key"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name}={getattr(self, name)}", "the name of a field", f"{name}=NAME")
+            if not (value := getattr(self, name)):
+                raise ConfigError(f"{node}.{name}={value}", "the name of a field", f"{node}.{name}=NAME")
 
     def prompt(self, number: int, row: dict[str, Any], index: int) -> Prompt:
         """Make a prompt of one row.
@@ -76,11 +84,7 @@ class ProblemFormat:
         problem = _text(row, self.prompt_key)
         if self.prompt_until and not (problem := problem.rsplit(self.prompt_until, 1)[0].strip()):
             raise ValueError(f"nothing before {self.prompt_until!r} in the problem")
-        answer = _text(row, self.answer_key, several=True)
-        if self.answer_after:
-            answer = answer.rsplit(self.answer_after, 1)[-1]
-        if not (answer := gold_answer(answer)):
-            raise ValueError("no answer in the answer's field")
+        answer = "" if self.answer_key is None else self._answer(row)
         named = any(_field(row, key) is not None for key in _names(self.id_key))
         return Prompt(
             index=index,
@@ -89,6 +93,14 @@ class ProblemFormat:
             answer=answer,
             system=self.system,
         )
+
+    def _answer(self, row: dict[str, Any]) -> str:
+        answer = _text(row, self.answer_key, several=True)
+        if self.answer_after:
+            answer = answer.rsplit(self.answer_after, 1)[-1]
+        if not (answer := gold_answer(answer)):
+            raise ValueError("no answer in the answer's field")
+        return answer
 
 
 def read_rows(path: str, *, setting: str = "task.path") -> list[Row]:
@@ -136,7 +148,9 @@ def prompts_from(
         ConfigError: for malformed rows, unless they are skipped, or where no row is left.
     """
     if on_error not in get_args(OnError):
-        raise ConfigError(f"on_error={on_error}", f"one of {', '.join(get_args(OnError))}", "on_error=skip")
+        raise ConfigError(
+            f"task.on_error={on_error}", f"one of {', '.join(get_args(OnError))}", "task.on_error=skip"
+        )
     prompts: list[Prompt] = []
     wrong: list[str] = []
     for number, row in rows:
