@@ -44,7 +44,27 @@ def prompt(answer: str) -> Prompt:
         pytest.param(
             r"\boxed{255}. Final answer: $300$.", "last", "$300$", id="a final answer after the box"
         ),
+        pytest.param(r"\boxed{255}. Final answer: $300$.", "boxed", "255", id="the box alone"),
+        pytest.param(r"\boxed{6}. The final answer is $7$ apples.", "last", "7", id="a formula, then a word"),
+        pytest.param(
+            r"\boxed{6}. The final answer is 7 apples.", "last", "7 apples", id="a number and a word"
+        ),
         pytest.param(r"\boxed{5}. So the answer is checked.", "last", "5", id="talk after the box"),
+        *(
+            pytest.param(rf"\boxed{{6}}. The final answer {talk}", "last", "6", id=f"talk: {talk}")
+            for talk in [
+                "is given to 2 decimal places.",
+                "is correct, as checked in step 3.",
+                "is expressed in base 10.",
+                "is not 7.",
+                "is between 7 and 9.",
+                "is to 2 dp.",
+                "is in the form $a/b$.",
+                "is the sum of 2 and 4",
+                "is (see step 3).",
+                "is B.",
+            ]
+        ),
         pytest.param(
             "The answer is 12 because 3 * 4 = 12.", "stated", "12", id="first number of a statement"
         ),
