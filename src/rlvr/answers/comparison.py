@@ -2,8 +2,9 @@ r"""Whether two answers are the same, by structure; single formulas are left to 
 
 Lists and sets match in any order, tuples and intervals place by place. ``x = 5`` is 5 where the other side
 has no name; two names must be one. Of ``x = 2 + 3 = 5`` the last number counts, of ``2 + 3 = 5`` all must
-agree. A unit on one side is left out, two must be one. A false positive teaches a policy to cheat and a false
-negative costs one sample: in doubt, different.
+agree. A unit on one side is left out, two must be one; letters alone in the gold answer, as in ``2s``, may be
+variables, and are not left out. A false positive teaches a policy to cheat and a false negative costs one
+sample: in doubt, different.
 """
 
 import re
@@ -19,6 +20,7 @@ from rlvr.answers.structure import (
     alternatives,
     as_relation,
     brackets,
+    by_coordinates,
     distinct,
     elements,
     in_tuples,
@@ -26,8 +28,10 @@ from rlvr.answers.structure import (
     interval,
     matrix,
     set_like,
+    spelled,
     split,
     statement,
+    variable,
     variables,
 )
 
@@ -39,7 +43,9 @@ _MOST = 64
 _CHOICE = re.compile(
     r"(?:\\text\{ ?\(?([A-Z])\) ?\}|\(([A-Z])\)(?=[\d\\.-])|([A-Z])(?:\)|[.:] ?(?=.))) ?(.*)"
 )
-_CONGRUENCE = re.compile(r"(?:(.+)\\equiv ?)?(.+)\\pmod\{(.+)\}")
+_CONGRUENCE = re.compile(r"(?:((?:(?!\\equiv).)+)\\equiv ?)?((?:(?!\\equiv|\\pmod).)+)\\pmod\{([^{}]+)\}")
+_FRACTION = re.compile(r"\\frac\{([^{}]+)\}\{([^{}]+)\}|([^/]+)/([^/]+)")
+_DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
 def equivalent(gold: str, answer: str, leaf: Leaf, *, rel_tol: float = 0.0) -> bool:
@@ -59,6 +65,9 @@ def equivalent(gold: str, answer: str, leaf: Leaf, *, rel_tol: float = 0.0) -> b
     (gold, where), (answer, wherever) = split_condition(gold), split_condition(answer)
     if where and wherever and where != wherever:
         return False
+    letters = _CHOICE.fullmatch(gold), _CHOICE.fullmatch(answer)
+    if letters[0] and letters[1] and _letter(letters[0]) != _letter(letters[1]):
+        return False
     try:
         return _Comparison(leaf, rel_tol).whole(_chosen(gold, answer), _chosen(answer, gold))
     except RecursionError:  # brackets in brackets without end
@@ -71,7 +80,11 @@ def _chosen(one: str, other: str) -> str:
     if match is None or not match[4] or plain_text(one) is not None:
         return one
     letter = plain_text(other, short=True)
-    return next(filter(None, match.groups())) if letter and len(letter) == 1 else match[4]
+    return _letter(match) if letter and len(letter) == 1 else match[4]
+
+
+def _letter(choice: re.Match[str]) -> str:
+    return str(choice[1] or choice[2] or choice[3])
 
 
 class _Comparison:
@@ -80,17 +93,25 @@ class _Comparison:
 
     def whole(self, gold: str, answer: str) -> bool:
         """Compare lists of one element or more."""
+        if (one := _CONGRUENCE.fullmatch(gold)) and (other := _CONGRUENCE.fullmatch(answer)):
+            named = one[1] and other[1]
+            return one[3] == other[3] and (not named or one[1] == other[1]) and self.whole(one[2], other[2])
         gold, answer = as_relation(gold), as_relation(answer)
         golds = [statement(part) for part in elements(gold)]
         answers = [statement(part) for part in elements(answer)]
         if max(len(golds), len(answers)) > _MOST:
             return False
+        named = all(s.name for s in (*golds, *answers))
+        if named:
+            golds, answers = by_coordinates(golds), by_coordinates(answers)
         if len(golds) > 1 or len(answers) > 1:
             golds, answers = in_tuples(golds, answers)
             once, said = distinct(golds), distinct(answers)
             # Solutions are a set, unless both sides repeat some.
             if len(once) == len(golds) or len(said) == len(answers):
                 golds, answers = once, said
+        if (len(golds) != len(answers) or not named) and _about_others(golds, answers):
+            return False
         if len(golds) != len(answers):
             if len(golds) == 1 and golds[0].name:  # x in {1, 2}
                 return self.whole(golds[0].values[-1], answer)
@@ -115,6 +136,9 @@ class _Comparison:
     def _statements(self, gold: Statement, answer: Statement) -> bool:
         if gold.text == answer.text:
             return True
+        ours, theirs = variable(gold), variable(answer)
+        if ours and theirs and ours != theirs and not (_says(gold, theirs) and _says(answer, ours)):
+            return False
         if gold.equation or answer.equation or (gold.name and answer.name and gold.name != answer.name):
             both = (gold.equation or gold.name) and (answer.equation or answer.name)
             return bool(both) and self.leaf(gold.text, answer.text)
@@ -136,8 +160,6 @@ class _Comparison:
             return [len(row) for row in ours] == [len(row) for row in theirs] and self._ordered(
                 list(chain(*ours)), list(chain(*theirs))
             )
-        if (one := _CONGRUENCE.fullmatch(gold)) and (other := _CONGRUENCE.fullmatch(answer)):
-            return one[3] == other[3] and one[1] == other[1] and self.whole(one[2], other[2])
         if split(gold, RELATIONS)[1:] or split(answer, RELATIONS)[1:]:
             return self._relations(gold, answer)
         ours_, theirs_ = split(gold, {"\\cup"}), split(answer, {"\\cup"})
@@ -152,11 +174,8 @@ class _Comparison:
         if (parts[0], others[0]) != (gold, answer):
             return self.whole(parts[0], others[0])
         ours_, theirs_ = split(gold, {":"}), split(answer, {":"})
-        if len(ours_) == len(theirs_) > 1:
-            return self._ordered(ours_, theirs_)
-        gold, answer = (
-            rf"\frac{{{r[0]}}}{{{r[1]}}}" if len(r) == 2 else ":".join(r) for r in (ours_, theirs_)
-        )
+        if len(ours_) > 1 or len(theirs_) > 1:
+            return self._ordered(_ratio(gold, ours_), _ratio(answer, theirs_))
         return self._formula(gold, answer)
 
     def _sets(self, gold: str, answer: str) -> bool:
@@ -164,7 +183,8 @@ class _Comparison:
         ours, theirs = alternatives(gold), alternatives(answer)
         if (ours, theirs) != (gold, answer):
             return self._values(ours, theirs)
-        numbers = [number(re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", text)) for text in (gold, answer)]
+        comma = _DECIMAL_COMMA.fullmatch(answer)  # of a gold answer it parts a list
+        numbers = number(gold), number(f"{comma[1]}.{comma[2]}" if comma else answer)
         if numbers[0] is not None or numbers[1] is not None:
             return numbers[0] == numbers[1]
         unions = split(gold, {"\\cup"})[1:] or split(answer, {"\\cup"})[1:]
@@ -193,10 +213,14 @@ class _Comparison:
         return self.leaf(gold, answer)
 
     def _formula(self, gold: str, answer: str) -> bool:
-        gold, unit = split_unit(gold)
-        answer, other = split_unit(answer)
+        whole = gold
+        (gold, unit), (answer, other) = split_unit(gold), split_unit(answer)
+        if unit != other:
+            gold, unit = split_unit(whole, letters=False)
         if (unit and other and unit != other) or not (gold and answer):
             return False
+        if gold.endswith("%") != answer.endswith("%") and (other if gold.endswith("%") else unit):
+            return False  # per cent are no km
         if other.startswith("base ") and other != "base 10" and not unit:
             return False  # 1000 in another base is another number
         if unit == "degree" and not other and "\\pi" in answer:
@@ -218,6 +242,23 @@ class _Comparison:
         ):
             return plain_text(gold, short=True) == plain_text(answer, short=True)
         return self.leaf(gold, answer)
+
+
+def _about_others(golds: Sequence[Statement], answers: Sequence[Statement]) -> bool:
+    """Whether both sides have names, none of which, but for its index, is the other side's too."""
+    ours, theirs = ({s.name.split("_")[0] for s in side if s.name} for side in (golds, answers))
+    return bool(ours and theirs) and not ours & theirs
+
+
+def _says(one: Statement, name: str) -> bool:
+    """Whether an equation has a name in its value: y = 2x may be x = y/2."""
+    return any(name in spelled(value) for value in one.values)
+
+
+def _ratio(text: str, parts: list[str]) -> list[str]:
+    """The parts of a ratio, or of a fraction that is written as one."""
+    fraction = _FRACTION.fullmatch(text) if len(parts) == 1 else None
+    return [part for part in fraction.groups() if part] if fraction else parts
 
 
 def _unlabelled(text: str) -> str:

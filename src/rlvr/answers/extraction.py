@@ -31,6 +31,7 @@ _NUMBER = re.compile(
     r"|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d++)?|\d++(?:[.,]\d++)*+(?:[eE][-+]?\d++)?"
     r"|\.\d++)(?:\s?(?:\\?%|percent\b|pct\b))?"
 )
+_IN_WORDS = re.compile(r"[A-Za-z]{2}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _TEXT = re.compile(r"\\(?:text\w*|mathrm|mbox|operatorname|begin|end)\s*\{[^{}]*\}")
 _MATH_WORDS = {
@@ -64,21 +65,21 @@ def final_answer(text: str, how: Extraction = "last") -> str | None:
 
     Args:
         text: the response.
-        how: where to look. ``boxed``: in the last balanced ``\boxed{}``; those joined by commas, "and" or
-            "or" count as one list; where "the final answer is" states a formula or a number after it, that.
-            ``stated``: else after the last "the answer is" or "answer:". ``last``: else the whole response
-            where it is a bare formula, else what comes last of its formulas between dollar signs and its
-            numbers.
+        how: where to look. ``boxed``: in the last balanced ``\boxed{}`` alone; those joined by commas, "and"
+            or "or" count as one list. ``stated``: there too, unless a "final answer is" follows with a
+            formula or a number and no more; without a box after the last "the answer is" or "answer:".
+            ``last``: else the whole response where it is a bare formula, else what comes last of its formulas
+            between dollar signs and its numbers.
 
     Returns:
         The answer as written, or None.
     """
     boxed, end = _boxed(text)
+    if how == "boxed":
+        return boxed
     tail = text[max(end, len(text) - _TAIL) :]
     if boxed is not None:
         return _stated(tail, final=True) or boxed
-    if how == "boxed":
-        return None
     if tagged := list(_TAGGED.finditer(tail)):
         return tagged[-1][1].strip()
     stated = _stated(tail, final=False)
@@ -156,7 +157,10 @@ def _joined(between: str) -> bool:
 
 
 def _stated(text: str, *, final: bool) -> str | None:
-    """What follows the last "answer is"; after a box only a "final answer" that is a formula or a number."""
+    """What follows the last "answer is"; after a box only a "final answer" that is a formula or a number.
+
+    Prose after a box is about the box: "the final answer is given to 2 decimal places" states no other.
+    """
     matches = [match for match in _STATED.finditer(text) if match["final"] or not final]
     if not matches:
         return None
@@ -166,21 +170,24 @@ def _stated(text: str, *, final: bool) -> str | None:
     end = _SENTENCE_END.search(rest)
     sentence = _QUOTES.sub("", rest[: end.start()] if end else rest)
     if choice := _CHOICE.match(sentence):
-        return choice[1] if not final else None
+        return None if final else choice[1]
     if (
         sentence.startswith(("$", "\\("))
         and _around(sentence)
         and (spans := _joined_spans(sentence, last=False))
     ):
         return spans
+    if final:
+        stated = is_formula(sentence) and not _IN_WORDS.match(sentence)
+        return sentence if stated and any(c.isdigit() or c in "$\\" for c in sentence) else None
     if is_formula(sentence) or (sentence.startswith(("$", "\\(", "(")) and not _prose(sentence)):
-        return sentence if not final or any(c.isdigit() or c in "$\\" for c in sentence) else None
+        return sentence
     if matches[-1].group().rstrip(' *"').endswith((":", "=")) and (answer := _last(sentence)):
         return answer  # "Answer: the largest $n$ is 34"
     if span := _SPAN.search(sentence):
         return _inside(span)
     number = _NUMBER.search(sentence)
-    return number.group() if number else (None if final else sentence or None)
+    return number.group() if number else sentence or None
 
 
 def _last(text: str) -> str | None:

@@ -4,6 +4,7 @@ import functools
 import re
 import unicodedata
 
+from rlvr.answers.quantities import COUNTS, unquoted
 from rlvr.answers.rewrites import REWRITES, argument
 
 _INVISIBLE = re.compile(
@@ -42,10 +43,7 @@ _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _CONTINUED = re.compile(r";\s*=")
 _SPACES = re.compile(r"\s+")
 _LOOSE_SPACE = re.compile(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) ")
-_COUNTS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-]  # fmt: skip
-_NUMBER_WORD = re.compile(rf"(?:\\text\{{)?({'|'.join(_COUNTS)})\}}?", re.IGNORECASE)
+_NUMBER_WORD = re.compile(rf"(?:\\text\{{)?({'|'.join(COUNTS)})\}}?", re.IGNORECASE)
 _WHERE = r"(?:[,;:]|\(|\\text\{,? ?|(?= (?:where|with|for)))+ ?(?:(?:where|with|for)(?![a-z]))? ?\}? ?\(?"
 _CONDITION = re.compile(
     rf"(?<=\S){_WHERE}(?P<letter>[A-Za-z](?:,[A-Za-z])*) ?(?:\\in ?(?P<set>\\mathbb\{{[A-Z]\}}[^,;\\]*?)\)?"
@@ -78,10 +76,10 @@ def normal_form(text: str) -> str:
         text = text[1:-1].strip()
     for pattern, replacement in REWRITES:
         text = pattern.sub(replacement, text)
-    text = _SPACES.sub(" ", text).rstrip(' .,;:"').lstrip(" ,;:'\"")
-    text = _LOOSE_SPACE.sub("", text)
+    text = _SPACES.sub(" ", text).rstrip(' .,;:"').lstrip(' ,;:"')
+    text = unquoted(_LOOSE_SPACE.sub("", text))
     word = _NUMBER_WORD.fullmatch(text)
-    return str(_COUNTS.index(word[1].lower())) if word else text
+    return str(COUNTS.index(word[1].lower())) if word else text
 
 
 def split_condition(text: str) -> tuple[str, str]:

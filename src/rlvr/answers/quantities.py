@@ -13,6 +13,10 @@ _PLAIN = re.compile(
     rf"|\\frac\{{(?P<over>-?{_DECIMAL})\}}\{{(?P<under>-?{_DECIMAL})\}}|(?P<num>{_DECIMAL})/(?P<den>{_DECIMAL})"
     r"|\((?P<whole>\d+)\+\\frac\{(?P<part>\d+)\}\{(?P<of>\d+)\}\))(?P<percent>%?)"
 )
+COUNTS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+]  # fmt: skip
+"""Numbers in words, each at its own place."""
 _LONGEST_NUMBER = 1000
 _LARGEST_EXPONENT = 400
 
@@ -68,6 +72,9 @@ _UNIT = re.compile(
     rf"(?:(?<=[\d}})|])|(?<=\\pi)) ?{_WORD}(?: ?(?:\\cdot|[/*.])? ?{_WORD})*+$"
     r"|(?<=[A-Za-z])(?: ?(?:\\cdot|/)? ?\\text\{[^{}]*\}(?:\^\{-?\d\})?)+$"
 )
+# Of single letters alone, which may all be variables: m, m/s^2
+_LETTERS = re.compile(r"(?:(?:\\cdot|[ /*.])*[A-Za-z](?![A-Za-z])(?:\^\{?-?\d\}?)?)+")
+_VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 _UNIT_FRACTION = re.compile(r"\\frac\{(\\text\{[^{}]*\}(?:\^\{\d\})?)\}\{(\\text\{[^{}]*\}(?:\^\{\d\})?)\}$")
 _UNIT_PART = re.compile(r"(/)|([A-Za-z]+)|\^ *(-?\d)")
 _UNITS = {  # a letter that is a variable at least as often as a unit is none: 5d, 3t
@@ -84,15 +91,21 @@ _UNIT_NAMES = {
 _RATES = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h"}
 _NO_UNIT = {
     "and", "or", "not", "mod", "if", "for", "where", "with", "hundred", "thousand", "million", "billion",
-    "trillion", "dozen", "half", "more", "less", "fewer", "least", "most", "than", "base",
+    "trillion", "dozen", "half", "more", "less", "fewer", "least", "most", "than", "base", "lakh", "crore",
+    "tenth", "hundredth", "squared", "cubed", "factorial", "root", "plus", "minus", "is", "isn", "wrong",
+    "false", "really", *COUNTS,
 }  # fmt: skip
 
 
-def split_unit(text: str) -> tuple[str, str]:
+def split_unit(text: str, *, letters: bool = True) -> tuple[str, str]:
     r"""Part an answer in normal form from its unit.
 
     A unit is a trailing ``\text{}``, an abbreviation, a degree sign, a number's base, or a word of three
     letters or more after a number: what is counted; and a currency before or after it.
+
+    Args:
+        text: the answer.
+        letters: whether single letters may be a unit, as in ``2 m``, or are variables.
 
     Returns:
         The rest and the unit, spelled one way; empty where there is none.
@@ -110,13 +123,18 @@ def split_unit(text: str) -> tuple[str, str]:
         if re.fullmatch(r"\(?[0-9A-F]*\d[0-9A-F]*\)?", head):
             return head.strip("()"), "base " + match[1]
     if (match := _UNIT.search(text)) and _is_unit(match[0]):
-        return text[: match.start()], _unit(match[0])
+        head = text[: match.start()]
+        if not _LETTERS.fullmatch(match[0]) or (letters and not _VARIABLE.search(head)):
+            return head, _unit(match[0])
     return text, ""
 
 
 def _is_unit(text: str) -> bool:
     r"""Whether words after a number count or measure: any in ``\text{}``, of bare ones the known or long."""
-    if _NO_UNIT & set(re.findall(r"[a-z]+", text.lower().replace("\\text", ""))):
+    words = re.findall(r"[a-z]+", text.lower().replace("\\text", ""))
+    if "," in text or _NO_UNIT & {*words, *(word.removesuffix("s") for word in words)}:
+        return False
+    if "times" in words[:-1]:  # 5 times is a count, 5 times ten another number
         return False
     bare = re.findall(r"[A-Za-z]+", re.sub(r"\\text\{[^{}]*\}|\\cdot", "", text))
     if not all(word in _UNITS or (len(word) > 2 and word.islower()) for word in bare):
@@ -156,7 +174,7 @@ def plain_text(text: str, *, short: bool = False) -> str | None:
         The words, or None for a formula.
     """
     bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    bare = re.sub(r"\s+", " ", bare).strip(" .()'\"")
+    bare = unquoted(re.sub(r"\s+", " ", bare).strip(' .()"'))
     if not re.fullmatch(r"[A-Za-z][A-Za-z '\-]*", bare):
         return None
     if len(bare) == 1:
@@ -164,6 +182,11 @@ def plain_text(text: str, *, short: bool = False) -> str | None:
     if not (short or "\\text" in text or re.search(r"[A-Za-z]{3}", bare)):
         return None
     return re.sub(r"^(?:an?|the) (?=[a-z])", "", bare.lower())
+
+
+def unquoted(text: str) -> str:
+    """What stands in a pair of quotes; a single one is a prime."""
+    return re.sub(r"^('{1,2})(.*[^'])\1$", r"\2", text)
 
 
 def rounds(decimal: str, exact: Fraction | Any) -> bool:

@@ -8,7 +8,7 @@ _SPACING = (
     r"[,;:> ]|(?:q?quad|displaystyle|textstyle|scriptstyle|(?:no)?limits|n|bf|it|sf|tt|large|Large|hfill"
     r"|ensuremath|underline)(?![A-Za-z])|hspace\*?\{[^{}]*\}|(?:text)?color *\{[A-Za-z]+\}"
 )
-_PERCENT = r"(?:percent(?:age)?|pct)"
+_PERCENT = r"(?:per ?cent(?:age)?|pct)"
 _FUNCTIONS = "pi|sqrt|exp|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|(?:sin|cos|tan)h|log|ln"
 _RUSSIAN = {"tg": "tan", "ctg": "cot", "arctg": "arctan", "arcctg": "arccot", "sh": "sinh", "ch": "cosh"}
 _BASES = [
@@ -37,6 +37,7 @@ _RULES: list[tuple[str, _Replacement]] = [
     # Commands of one meaning
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
     (r"\\math(?:rm|bf) ?\{ ?R ?\}(?=$|\^|_|\\setminus)", r"\\mathbb{R}"),
+    (r"(?<=[\d}])\s*\\mathrm ?\{ ?([mgshLNJWVKCFT]) ?\}", r"\\text{\1}"),  # upright, a unit
     (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm) ?\{ ?([A-Za-z]) ?\}", r" \1"),
     (rf"\\(?:{_FONT})\s*(?=\{{)", r"\\text"),
     (r"\{\\rm ([^{}]*)\}", r"{\\text{\1}}"),
@@ -121,6 +122,7 @@ _RULES: list[tuple[str, _Replacement]] = [
     (r"(\d)\s*billion(?![a-z])", r"\1\\times 10^{9}"),
     (r"(?<![\w.}])(\d+(?:\.\d+)?)[eE]\+?(-?)(\d+)(?!\w|\.\d)", r"\1\\times 10^{\2\3}"),
     (r"(?<![\d.,(\[{])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", "")),
+    (r"(?<![\d.,'])\d{1,3}(?:'\d{3})+(?![\d'])", lambda m: m[0].replace("'", "")),
     (r"(?<![\d.,] )(?<![\d.,/\w])\d{1,3}(?: \d{3})+(?![\d,])", lambda m: m[0].replace(" ", "")),
     (r"(?<![\w.])(\d+) *\\frac\{(\d+)\}\{(\d+)\}", lambda m: _mixed(m)),
     (r"(?<![\w./)}\n])(\d+) +(\d+) ?/ ?(\d+)(?!\w|\.\d)", lambda m: _mixed(m)),

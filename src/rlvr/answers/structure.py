@@ -27,6 +27,8 @@ _FUNCTION = re.compile(
     r"|times|cdot|div|circ|[lr]floor|[lr]ceil|text\{[^{}]*\})(?![a-z])"
     r"|(?<![A-Za-z\\])[ei](?![A-Za-z])"
 )
+_PLUS_MINUS = re.compile(r"\\pm(?![a-z]) ?")  # and no \pmod
+_MINUS_PLUS = re.compile(r"\\mp(?![a-z]) ?")
 
 
 def depth(token: str) -> int:
@@ -64,8 +66,11 @@ def elements(text: str) -> list[str]:
         parts = [text]
     signed: list[str] = []
     for part in parts:
-        both = [re.sub(r"\\pm ?", sign, re.sub(r"\\mp ?", other, part)) for sign, other in ("+-", "-+")]
-        signed += [re.sub(r"(^|[=({])\+", r"\1", one) for one in both] if "\\pm" in part else [part]
+        if _PLUS_MINUS.search(part):
+            both = [_PLUS_MINUS.sub(sign, _MINUS_PLUS.sub(other, part)) for sign, other in ("+-", "-+")]
+            signed += [re.sub(r"(^|[=({])\+", r"\1", one) for one in both]
+        else:
+            signed.append(part)
     return signed or [text]
 
 
@@ -220,9 +225,34 @@ def statement(text: str) -> Statement:
         text = f"{before}={about[1]}" if _NAME.fullmatch(before) else before or about[1]
     sides = [side for side in split(text, {"=", "\\in"}) if side]
     if len(sides) > 1 and _NAME.fullmatch(sides[0]):
-        return Statement(text, re.sub(r"\\text|[{} ]", "", sides[0]), tuple(sides[1:]), equation=False)
+        return Statement(text, spelled(sides[0]), tuple(sides[1:]), equation=False)
     equation = len(sides) == 2 and any(map(variables, sides))
     return Statement(text, None, tuple(sides) or (text,), equation)
+
+
+def spelled(name: str) -> str:
+    r"""One spelling a name: without the braces and the ``\text`` of its index."""
+    return re.sub(r"\\text|[{} ]", "", name)
+
+
+def variable(one: Statement) -> str | None:
+    """What a statement is about: its name, or the variable of its inequality."""
+    return one.name or spelled(interval(as_relation(one.text))[0]) or None
+
+
+def by_coordinates(statements: Iterable[Statement]) -> list[Statement]:
+    """``(x, y) = (1, 2)`` as ``x = 1, y = 2``; all else as it is."""
+    spread: list[Statement] = []
+    for one in statements:
+        (kind, names), (other, parts) = brackets(one.name or ""), brackets(one.values[-1])
+        if kind == other == "()" and len(names) == len(parts):
+            spread += [
+                Statement(f"{name}={part}", name, (part,), equation=False)
+                for name, part in zip(names, parts, strict=True)
+            ]
+        else:
+            spread.append(one)
+    return spread
 
 
 def distinct(statements: Iterable[Statement]) -> list[Statement]:

@@ -38,7 +38,7 @@ _CAPITAL_E = re.compile(r"(?<![\\A-Za-z])E(?![A-Za-z])")
 _GAMMA = re.compile(r"\\gamma(?![a-z])")
 _SIGN_INDEX = re.compile(r"_\{\\([A-Za-z]+)\}")
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_PRIMED = re.compile(r"(?<![A-Za-z\\])([A-Za-z])(?:_\{([^{}]*)\})?('+)")
+_PRIMED = re.compile(r"(\\[A-Za-z]+|[A-Za-z])(?:_\{([^{}]*)\})?('+)(?:_\{([^{}]*)\})?")
 _LETTER_NUMBER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]\d")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\^\\circ")
 _IMPROPER = re.compile(r"(?<![\w.\\^}])\d+(?: ?\\frac\{\d+\}\{\d+\}| \d+/\d+)")
@@ -99,7 +99,10 @@ def _parse(text: str) -> Any:
     text = _JUXTAPOSED.sub(r"\\cdot ", _BRACED.sub(r"\1", text))
     if _ANGLE.search(text):
         text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
-    text = _PRIMED.sub(lambda m: f"{m[1]}_{{{m[2] or ''}{'prime' * len(m[3])}}}", text)  # it drops primes
+    # It drops primes.
+    text = _PRIMED.sub(lambda m: f"{m[1]}_{{{m[2] or m[4] or ''}{'prime' * len(m[3])}}}", text)
+    if "'" in text:
+        raise ValueError("a prime that is no letter's")
     text = _SIGN_INDEX.sub(r"_{\1}", text)  # of a symbol, such as R_{\odot}
     # It takes E for Euler's number, and then no index, and gamma for the function.
     text = _GAMMA.sub(r"\\upsilon ", _CAPITAL_E.sub(r"\\Xi ", text))

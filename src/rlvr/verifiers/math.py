@@ -31,19 +31,22 @@ class MathVerifier:
     What graders differ in is decided so, and is no option but for the last:
 
     - Per cent: 28% is 0.28. It is 28 too where the gold answer has the sign and the response leaves it out,
-      or adds it to an integer.
+      or adds it to an integer; it is 28 of no other unit.
     - Rounding: a decimal is a fraction or a root from six significant digits on.
     - Units: one on one side is left out; two must be one, and none is converted. So with currencies, and with
-      a base that the response leaves out; one that it adds counts.
+      a base that the response leaves out; one that it adds counts. Letters alone in the gold answer (``2s``,
+      not ``2\text{ s}``) may be variables: 2 is another answer.
     - Order: lists, also of tuples, and sets match in any order; tuples, intervals, matrices and ratios in
       theirs. A list without brackets may be a tuple. What is said twice is said once, unless both sides
       repeat something.
-    - Form: unsimplified is right (2/4 is 1/2), and so is an equation times a constant; 2:4 is not 1:2.
-    - Names: ``x = 5`` is 5, and of ``x = 2 + 3 = 5`` the last counts; of ``2 + 3 = 5`` all must be right.
+    - Form: unsimplified is right (2/4 is 1/2), and so is an equation times a constant. Of a ratio each
+      part counts: 1:2 is the fraction 1/2 written so, and neither 2:4 nor 0.5.
+    - Names: ``x = 5`` is 5 and not ``y = 5``; so with sets, tuples and intervals. Of
+      ``x = 2 + 3 = 5`` the last counts; of ``2 + 3 = 5`` all must be right.
     - Boxes joined by a comma, "and" or "or" are one list; others are revisions, of which the last counts.
-    - Commas group thousands, ``1,234``; else, a single one may be a decimal comma, ``0,5``.
+    - Commas group thousands, ``1,234``; else, a single one in a response may be a decimal comma, ``0,5``.
     - Conditions ("for all n", ``k \in \mathbb{Z}``) may be left out by one side. Of "(C) 12" the gold answer
-      tells which is meant.
+      tells which is meant; where both sides have a letter, it must be one.
     - Tolerance: none, but by ``rel_tol``.
 
     Args:
