@@ -200,9 +200,7 @@ def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("rank", "phase"), [(1, "rollout"), (1, "save"), (0, "update")])
-def test_a_rank_that_is_killed_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, phase: str
-) -> None:
+def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, rank: int, phase: str) -> None:
     """Within a minute, with its cause, no process left, and the checkpoint before it intact."""
     folder = tmp_path / "run"
     kill = (f"+callbacks.kill.rank={rank}", f"+callbacks.kill.phase={phase}")
@@ -226,8 +224,7 @@ def test_a_rank_that_is_killed_ends_the_run(
     # By one rank, from the shards of two, to the same end as a run that nobody killed.
     codes = train_ranks(folder, 1, *FAST, "trainer=fsdp", "ckpt_path=last", "export=true")
     assert codes == [0], (folder / "0" / "err.txt").read_text()
-    monkeypatch.setattr("rlvr.export.FILE_SIZE", "300KB")
-    export(folder, tmp_path / "exported")
+    export(folder, tmp_path / "exported", file_size="300KB")
     assert len(list((tmp_path / "exported").glob("*.safetensors"))) > 1
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").state_dict()
     for name, weight in AutoModelForCausalLM.from_pretrained(folder / "policy").state_dict().items():

@@ -8,15 +8,15 @@ from pathlib import Path
 from rlvr.errors import ConfigError
 
 FILE_SIZE = "4GB"
-"""Of one file of weights, at most, and of what the export of shards holds in memory."""
 
 
-def export(source: Path, out: Path) -> None:
+def export(source: Path, out: Path, *, file_size: str = FILE_SIZE) -> None:
     """Write the policy of a checkpoint as a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
     Args:
         source: a ``.ckpt`` file, or a run folder, whose last checkpoint is taken.
         out: the folder to write; must not hold anything yet.
+        file_size: of one file of weights, at most, and of what the export of shards holds in memory.
 
     Raises:
         ConfigError: where there is no checkpoint, or something is in the way.
@@ -30,7 +30,7 @@ def export(source: Path, out: Path) -> None:
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"{out}", "an empty folder, or none yet", "another OUT")
     if checkpoint.is_dir():
-        _export_shards(checkpoint, out)
+        _export_shards(checkpoint, out, file_size)
         return
     saved = read_checkpoint(checkpoint)
     policy = Policy(saved.path, dtype=saved.dtype)
@@ -38,7 +38,7 @@ def export(source: Path, out: Path) -> None:
     policy.save(out)
 
 
-def _export_shards(checkpoint: Path, out: Path) -> None:
+def _export_shards(checkpoint: Path, out: Path, file_size: str) -> None:
     """Write a folder of shards file by file, so that never more than one file's weights are in memory."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -52,7 +52,7 @@ def _export_shards(checkpoint: Path, out: Path) -> None:
     # The model's own names, tied weights once.
     weights = {name: stored[f"model.{name}"] for name, _ in policy.named_weights()}
     plan = split_torch_state_dict_into_shards(
-        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_SIZE
+        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=file_size
     )
     out.mkdir(parents=True, exist_ok=True)
     for file, names in plan.filename_to_tensors.items():
