@@ -50,6 +50,7 @@ LAYERS = {
     "module": 2,
     "strategies": 2,
     "data": 2,
+    "generation": 2,
     "callbacks": 3,
     "train": 4,
     "run": 4,

@@ -1,8 +1,6 @@
 """The stream of rollout batches: prompts, sync, rollouts, verdicts, log-probs, advantages, mini-batches."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,22 +15,22 @@ from rlvr import mismatch
 from rlvr.advantages import overlong_penalty
 from rlvr.batch import Batch, Evaluation, IterationFacts, Prompt, Rollout, Sequences, Verdict, join
 from rlvr.benchmarks import Benchmark, heldout
-from rlvr.engines import RolloutEngine, SamplingParams
-from rlvr.errors import ConfigError, EngineDiedError, RunError
+from rlvr.engines import RolloutEngine
+from rlvr.errors import ConfigError, RunError
+from rlvr.generation import Generation
 from rlvr.losses import Totals
 from rlvr.minibatches import minibatch_rows
 from rlvr.mismatch import Correction
 from rlvr.module import RLVRModule
 from rlvr.packing import shared_micro_batches
 from rlvr.policy import Policy
-from rlvr.prompts import PromptOrder, encode
+from rlvr.prompts import encode
 from rlvr.rollout_metrics import log_mismatch, log_rollouts, rewards_of
-from rlvr.rollouts import Ahead, JudgedRollouts, RolloutSource
+from rlvr.rollouts import JudgedRollouts, RolloutSource
 from rlvr.settings import DataConfig, EvaluationConfig
-from rlvr.strategies import gathered_at_zero
+from rlvr.strategies import summed
 from rlvr.tasks import Task
 from rlvr.verifiers import Verifier
-from rlvr.weight_sync import WeightSync
 
 
 class RolloutDataModule(LightningDataModule):
@@ -73,9 +71,7 @@ class RolloutDataModule(LightningDataModule):
         self.rollouts: list[tuple[Rollout, Verdict]] = []
         self._train: list[Prompt] = []
         self._evaluated: list[list[Prompt]] = []
-        self._sync: WeightSync | None = None
-        self._ahead: Ahead | None = None
-        self._restored: dict[str, Any] | None = None
+        self._generation: Generation | None = None
 
     @property
     def fitting(self) -> Trainer:
@@ -90,9 +86,15 @@ class RolloutDataModule(LightningDataModule):
         assert isinstance(module, RLVRModule)
         return module
 
+    @property
+    def generation(self) -> Generation:
+        """Responses from the engine; there once prompts are encoded."""
+        assert self._generation is not None
+        return self._generation
+
     def setup(self, stage: str) -> None:
         """Encode the prompts, once."""
-        if self._train:
+        if self._generation is not None:
             return
         policy = self.module.policy
         limits = {
@@ -107,6 +109,17 @@ class RolloutDataModule(LightningDataModule):
                 f"at most the task's {len(self._train)} training prompts",
                 f"data.num_prompts={max(len(self._train), 1)}",
             )
+        self._generation = Generation(
+            self.source, self._train, self.config, self.fitting, self.module, self.seed
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The responses generated ahead."""
+        return self.generation.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.generation.load_state_dict(state_dict)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """One iteration's mini-batches, made while they are asked for."""
@@ -128,18 +141,19 @@ class RolloutDataModule(LightningDataModule):
         Raises:
             RunError: where no response has a token, or the engine died too often.
         """
-        generated = self._generated(k)
+        generated = self.generation.of_iteration(k)
         self.rollouts = generated.pairs
         if self.config.lookahead and k + 1 < (self.fitting.max_epochs or 0):
-            self._look_ahead(k)
+            self.generation.look_ahead(k)
         rollouts = [rollout for rollout, _ in generated.pairs]
         sequences = Sequences.of(rollouts, self.module.policy.pad_id)
         rewards = rewards_of(generated.pairs, self.config.group_size)
-        with self.timed("time/logprob_s"):
+        with self.module.ledger.timed("time/logprob_s"):
             policy_logprobs, entropy = self._score(self.module.policy, sequences)
             reference = self.module.reference
             ref_logprobs = None if reference is None else self._score(reference, sequences)[0]
-        entropy_total, tokens, reward_total, count = self._sum(
+        entropy_total, tokens, reward_total, count = summed(
+            self.fitting,
             torch.stack(
                 [
                     entropy.sum().cpu(),
@@ -147,7 +161,7 @@ class RolloutDataModule(LightningDataModule):
                     rewards.sum(),
                     torch.tensor(rewards.numel()),
                 ]
-            )
+            ),
         ).tolist()
         if not tokens:
             raise RunError(f"every response of iteration {k} is empty: the engine returned no tokens")
@@ -175,109 +189,6 @@ class RolloutDataModule(LightningDataModule):
         )
         yield from self._minibatches(whole, k)
 
-    def _generated(self, k: int) -> JudgedRollouts:
-        """The responses of iteration ``k``: those generated ahead, or new ones by the newest weights."""
-        generated: JudgedRollouts | None = None
-        begin = time.perf_counter()
-        try:
-            if self._ahead is not None and self._ahead.iteration == k:
-                generated = self._ahead.result()
-            elif self._restored is not None and self._restored["iteration"] == k and self.config.lookahead:
-                generated = self._pending(k, self._restored["rollouts"])
-                if self._sum(torch.tensor(generated is None).long()):
-                    generated = None  # all or none: ranks may share an engine, which asks all of them
-        except EngineDiedError as error:
-            self._say_died(error)
-        self._ahead = self._restored = None
-        if self.config.lookahead:
-            self.module.ledger.add("time/rollout_wait_s", time.perf_counter() - begin)
-        return self._generate(partial(self._rollouts, k, version=k), generated)
-
-    def _look_ahead(self, k: int) -> None:
-        """Start to generate iteration ``k + 1``'s responses by iteration ``k``'s starting weights."""
-        failure: RunError | ConfigError | None = None
-        died = False
-        try:
-            self.sync()
-        except EngineDiedError as error:
-            self._say_died(error)  # and start it again when the time for them has come
-            died = True
-        except (RunError, ConfigError) as error:
-            failure = error
-        self._fail_together(failure)
-        if died:
-            return
-        self._ahead = Ahead(k + 1, partial(self._rollouts, k + 1, version=k))
-
-    def _pending(self, k: int, saved: list[dict[str, Any] | None]) -> JudgedRollouts | None:
-        """What a checkpoint holds for iteration ``k``; None where this run would ask other prompts."""
-        if len(saved) != self.fitting.world_size or (mine := saved[self.fitting.global_rank]) is None:
-            return None
-        prompts = self._order.of_iteration(k)
-        spares = self._order.spares(k) if self.config.dynamic_sampling else []
-        return JudgedRollouts.of_plain(mine, prompts, spares, self.config.group_size)
-
-    def _rollouts(self, k: int, version: int) -> JudgedRollouts:
-        """Generate iteration ``k``'s responses by the engine's present weights."""
-        rounds = self.config.dynamic_sampling
-        return self.source.generate(
-            self._order.of_iteration(k),
-            self._sampling(k),
-            version,
-            spares=self._order.spares(k) if rounds else [],
-            rounds=rounds,
-        )
-
-    @property
-    def _order(self) -> PromptOrder:
-        fitting = self.fitting
-        return PromptOrder(
-            self._train, self.config.num_prompts, self.seed, fitting.global_rank, fitting.world_size
-        )
-
-    def _generate(
-        self, work: Callable[[], JudgedRollouts], generated: JudgedRollouts | None = None
-    ) -> JudgedRollouts:
-        """Sync the engine and generate what is not there yet; again where it died. All ranks come and leave.
-
-        Raises:
-            RunError: where the engine of any rank died too often, or generates with other weights.
-            ConfigError: where this rank's does not start.
-        """
-        failure: RunError | ConfigError | None = None
-        while True:
-            self._fail_together(failure)
-            if not self._sum(torch.tensor(generated is None).long()):
-                assert generated is not None
-                return generated
-            try:
-                self.sync()
-                generated = generated or work()
-            except EngineDiedError as error:
-                self._say_died(error)
-            except (RunError, ConfigError) as error:
-                failure = error
-
-    def _fail_together(self, failure: RunError | ConfigError | None) -> None:
-        """Leave with an error where any rank has one: alone, the others would wait for it."""
-        if self._sum(torch.tensor(failure is not None).long()):
-            raise failure or RunError("the engine of another rank failed")
-
-    def _say_died(self, error: EngineDiedError) -> None:
-        print(f"{error}; starting it again, and generating the prompts anew", file=sys.stderr, flush=True)
-
-    def _sampling(self, k: int) -> SamplingParams:
-        return SamplingParams(
-            samples=self.config.group_size,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            top_k=self.config.top_k,
-            seed=self.seed,
-            purpose="train",
-            iteration=k,
-        )
-
     def _rho(self, policy_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor | None:
         """Weights that correct for the engine's distribution [B, T], if wanted."""
         if self.config.truncated:
@@ -291,27 +202,6 @@ class RolloutDataModule(LightningDataModule):
         ledger.add("rollout/rho_cut_mean", weights.sum(), mask.sum())
         ledger.add("rollout/rho_cut_frac", cut.sum(), mask.sum())
         return weights
-
-    def state_dict(self) -> dict[str, Any]:
-        """The responses that every rank has generated ahead, and their iteration; empty without any."""
-        if not self.config.lookahead:
-            return {}
-        generated = self._ahead.wait() if self._ahead is not None else None
-        ranks = gathered_at_zero(None if generated is None else generated.plain())
-        return {"iteration": self.fitting.current_epoch + 1, "rollouts": ranks} if any(ranks) else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what :meth:`state_dict` returned until its iteration comes."""
-        self._restored = state_dict or None
-
-    def sync(self) -> None:
-        """Hand the weights to the engine, and prove that it uses them: see :class:`WeightSync`."""
-        with self.timed("time/weight_sync_s"):
-            if self._sync is None:
-                self._sync = WeightSync(self.module.policy, self.engine, self.module.device)
-            gap = self._sync()
-        if gap is not None:
-            self.module.ledger.add("rollout/sync_gap", gap)
 
     @torch.no_grad()
     def _score(self, policy: Policy, sequences: Sequences) -> tuple[Tensor, Tensor]:
@@ -358,7 +248,9 @@ class RolloutDataModule(LightningDataModule):
             ):
                 batch = whole.rows(rows)
                 mask = batch.loss_mask
-                tokens, sequences = self._sum(torch.stack([mask.sum(), mask.any(dim=1).sum()])).tolist()
+                tokens, sequences = summed(
+                    self.fitting, torch.stack([mask.sum(), mask.any(dim=1).sum()])
+                ).tolist()
                 yield replace(
                     batch,
                     totals=Totals(tokens=tokens, sequences=sequences),
@@ -383,8 +275,7 @@ class RolloutDataModule(LightningDataModule):
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Yield the judged samples of each benchmark; the same draws at every evaluation."""
-        if self._ahead is not None:
-            self._ahead.wait()  # the engine is busy with it
+        self.generation.wait()
         for benchmark, prompts in zip(self.benchmarks, self._evaluated, strict=True):
             yield self._evaluate(benchmark, prompts[self.fitting.global_rank :: self.fitting.world_size])
 
@@ -394,7 +285,7 @@ class RolloutDataModule(LightningDataModule):
         )
         source = RolloutSource(self.engine, benchmark.verifier)
         work = partial(source.generate, prompts, sampling, version=self.fitting.current_epoch)
-        generated = self._generate(work)
+        generated = self.generation.by_newest_weights(work)
         name = benchmark.name
         self._log_work(generated, f"val/{name}", f"time/{name}_s", f"time/{name}_verify_s")
         verdicts = [verdict for _, verdict in generated.pairs]
@@ -414,18 +305,6 @@ class RolloutDataModule(LightningDataModule):
         ledger.add(rollout_key, generated.rollout_s)
         ledger.add(verify_key, generated.verify_s)
         ledger.add(f"{prefix}/verifier_errors", generated.verifier_errors * share, share)
-
-    @contextmanager
-    def timed(self, key: str) -> Iterator[None]:
-        """Log the seconds that the body takes."""
-        begin = time.perf_counter()
-        yield
-        self.module.ledger.add(key, time.perf_counter() - begin)
-
-    def _sum(self, values: Tensor) -> Tensor:
-        """Sum over all ranks."""
-        summed: Tensor = self.fitting.strategy.reduce(values.to(self.module.device), reduce_op="sum")
-        return summed.cpu()
 
     def _max(self, value: int) -> int:
         """The largest over all ranks."""

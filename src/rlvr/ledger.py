@@ -1,7 +1,9 @@
 """The run's metrics: sums and counts while an iteration lasts, one row when it is over."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +38,13 @@ class Ledger:
             old_total, old_count = self._open[key]
             total, count = old_total + total, old_count + count
         self._open[key] = (total, count)
+
+    @contextmanager
+    def timed(self, key: str) -> Iterator[None]:
+        """Add the seconds that the body takes."""
+        begin = time.perf_counter()
+        yield
+        self.add(key, time.perf_counter() - begin)
 
     def close(self, reduce: Reduce, gather: Gather = lambda keys: [keys]) -> dict[str, float]:
         """Return the means of everything added since the last call, and forget it.

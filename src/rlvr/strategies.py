@@ -10,8 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 import torch.distributed as dist
+from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from rlvr.context import ContextGroup
@@ -20,6 +22,12 @@ from rlvr.rank_watch import RankWatch
 
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 """By the device; metrics and offloaded parameters are on the CPU while models are on GPUs."""
+
+
+def summed(trainer: Trainer, values: Tensor) -> Tensor:
+    """The sum over all ranks, on the CPU; every rank has to ask."""
+    total: Tensor = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
+    return total.cpu()
 
 
 def gathered(value: Any) -> list[Any]:
