@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -118,6 +119,8 @@ def entry(overrides: list[str], folder: Path, command: str = "rlvr-train") -> No
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     sys.argv = [command, *overrides]
     os.environ.pop("HYDRA_FULL_ERROR", None)
+    # As from a terminal: what is started in the background of a script ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     {"rlvr-train": train, "rlvr-eval": evaluate}[command].main()
 
 
