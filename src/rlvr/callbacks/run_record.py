@@ -83,10 +83,7 @@ class RunRecord(Callback):
             threshold = getattr(pl_module.clip_range, side)
             ledger.add(f"clip/{side}_slope", threshold.slope)
             ledger.add(f"clip/{side}_intercept", threshold.intercept)
-        row = {
-            "iteration": float(k),
-            **ledger.close(trainer.strategy.reduce, gathered),
-        }
+        row = {"iteration": float(k), **ledger.close(trainer.strategy.reduce, gathered)}
         ledger.rows.append(row)
         if not trainer.is_global_zero:
             return
